@@ -1,0 +1,273 @@
+"""How a residual path is put beside a stage, written once; the registered backbones."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from mmdet.models.backbones import RegNet, Res2Net, ResNeSt, ResNet, ResNetV1d, ResNeXt
+from mmengine.logging import print_log
+from mmengine.registry import MODELS
+from torch import Tensor, nn
+
+from rkan_mmdet.checks import check_bool
+
+from .residual_path import ResidualPath
+
+_OPTIONS = tuple(
+    name
+    for name in inspect.signature(ResidualPath).parameters
+    if name not in ('in_channels', 'out_channels', 'stride', 'is_last')
+)
+
+
+class _StageWithPath:
+    """Mixed into the class of a stage, so that the stage stays the module it was and keeps its state-dict keys."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if isinstance(self, nn.Sequential):  # its own forward would run the path as one more block
+            features = x
+            for name, block in self._modules.items():
+                if name != 'rkan':
+                    features = block(features)
+        else:
+            features = super().forward(x)
+        return self.rkan.aggregate(features, self.rkan(x))
+
+    def init_weights(self) -> None:
+        if hasattr(super(), 'init_weights'):
+            super().init_weights()
+        else:  # a stage that is no mmengine module does not pass the call on
+            self.rkan.init_weights()
+
+    def __reduce_ex__(self, protocol: int) -> tuple:
+        # The class is made at run time: pickle has to be told how.
+        return _new_stage, (type(self).__mro__[2],), self.__dict__
+
+
+@functools.cache
+def _with_path(cls: type[nn.Module]) -> type[nn.Module]:
+    return type(f'RKAN{cls.__name__}', (_StageWithPath, cls), {})
+
+
+def _new_stage(cls: type[nn.Module]) -> nn.Module:
+    stage_cls = _with_path(cls)
+    return stage_cls.__new__(stage_cls)
+
+
+def _probe(stage: nn.Module, name: str) -> tuple[int, int, int]:
+    """Input channels, output channels and stride of a stage, asked of the stage itself."""
+    convs = [module for module in stage.modules() if isinstance(module, nn.Conv2d)]
+    if not convs:
+        raise ValueError(f'stage {name!r} ({type(stage).__name__}) has no 2D convolution to tell its input channels')
+    in_channels = convs[0].in_channels
+    modes = [(module, module.training) for module in stage.modules()]
+    stage.eval()
+    try:
+        with torch.no_grad():
+            out = stage(convs[0].weight.new_zeros(1, in_channels, 33, 33))
+    except Exception as error:
+        raise ValueError(
+            f'stage {name!r} ({type(stage).__name__}) does not take one tensor of {in_channels} channels, so a '
+            f'residual path can not stand beside it: {error}'
+        ) from error
+    finally:
+        for module, mode in modes:
+            module.training = mode
+    if not isinstance(out, Tensor) or out.dim() != 4:
+        raise ValueError(
+            f'stage {name!r} ({type(stage).__name__}) must give one tensor of shape (N, C, H, W), '
+            f'but gave {type(out).__name__}'
+        )
+    height, width = out.shape[2:]
+    stride = 32 // (height - 1) if height > 1 else 0
+    if height != width or not stride or (33 - 1) // stride + 1 != height:
+        raise ValueError(
+            f'stage {name!r} ({type(stage).__name__}) makes {height}x{width} of 33x33, which no stride of a 3x3 '
+            'convolution with padding 1 does'
+        )
+    return in_channels, out.shape[1], stride
+
+
+def _check_settings(stages: Sequence[str], stage_with_rkan: Any, rkan: Any) -> list[dict[str, Any]]:
+    if not isinstance(stage_with_rkan, (tuple, list)):
+        raise TypeError(f'stage_with_rkan must be a sequence of bools, one a stage, but got {stage_with_rkan!r}')
+    if len(stage_with_rkan) != len(stages):
+        raise ValueError(
+            f'stage_with_rkan must have {len(stages)} entries, one for each of {", ".join(stages)}, '
+            f'but got {tuple(stage_with_rkan)}'
+        )
+    for i, value in enumerate(stage_with_rkan):
+        check_bool(f'stage_with_rkan[{i}]', value)
+    if rkan is None or isinstance(rkan, dict):
+        rkan = [rkan] * len(stages)
+    if not isinstance(rkan, (tuple, list)):
+        raise TypeError(f'rkan must be a dict, or a list of dicts (or None), one a stage, but got {rkan!r}')
+    if len(rkan) != len(stages):
+        raise ValueError(f'rkan as a list must have {len(stages)} entries, one a stage, but got {len(rkan)}')
+    settings = []
+    for i, value in enumerate(rkan):
+        if value is not None and not isinstance(value, dict):
+            raise TypeError(f'rkan[{i}] must be a dict or None (the defaults), but got {value!r}')
+        for option in value or ():
+            if option not in _OPTIONS:
+                raise TypeError(f'rkan has no option {option!r}; it takes {", ".join(_OPTIONS)}')
+        settings.append(dict(value or {}))
+    return settings
+
+
+def attach_paths(
+    backbone: nn.Module,
+    stages: Sequence[str],
+    stage_with_rkan: Sequence[bool],
+    rkan: dict[str, Any] | Sequence[dict[str, Any] | None] | None = None,
+) -> None:
+    """Put a residual path beside stages of a backbone, in place.
+
+    A stage with a path computes ``aggregate(stage(x), path(x))`` and holds the path as ``stage.rkan``; its own
+    parameters keep their names.
+
+    Args:
+        backbone (nn.Module): Has the stages as submodules.
+        stages (Sequence[str]): Names of all the stages, in order. The path of the last has a second KAN convolution.
+        stage_with_rkan (Sequence[bool]): Which of them get a path.
+        rkan (dict or list, optional): Options of :class:`ResidualPath`, for all stages or one entry a stage; None
+            means its defaults. Defaults to None.
+
+    Raises:
+        TypeError: An argument is of the wrong type, or an option is unknown.
+        ValueError: A value is not allowed, or a stage is not one tensor (N, C, H, W) to one such tensor.
+
+    Examples:
+        >>> net = nn.ModuleDict(dict(a=nn.Sequential(nn.Conv2d(8, 16, 3, stride=2, padding=1))))
+        >>> attach_paths(net, ['a'], [True])
+        >>> net['a'](torch.randn(1, 8, 9, 9)).shape
+        torch.Size([1, 16, 5, 5])
+    """
+    settings = _check_settings(stages, stage_with_rkan, rkan)
+    for i, name in enumerate(stages):
+        if stage_with_rkan[i]:
+            stage = backbone.get_submodule(name)
+            in_channels, out_channels, stride = _probe(stage, name)
+            path = ResidualPath(in_channels, out_channels, stride, is_last=i == len(stages) - 1, **settings[i])
+            stage.add_module('rkan', path)
+            stage.__class__ = _with_path(type(stage))
+
+
+@contextmanager
+def _fresh_paths_said_once(backbone: nn.Module) -> Iterator[None]:
+    """While plain weights are loaded, say in one line that the paths are new instead of listing their keys."""
+    fresh, handles = [], []
+    for name, module in backbone.named_modules():
+        if isinstance(module, ResidualPath):
+
+            def hook(module: nn.Module, incompatible: Any, prefix: str = f'{name}.') -> None:
+                missing = [key for key in incompatible.missing_keys if key.startswith(prefix)]
+                # a checkpoint that has some of a path's keys is not a plain one: then the list is wanted
+                if len(missing) == len([k for k in module.state_dict() if not k.endswith('num_batches_tracked')]):
+                    fresh.append(prefix[:-1])
+                    incompatible.missing_keys[:] = [k for k in incompatible.missing_keys if k not in missing]
+
+            handles.append(module.register_load_state_dict_post_hook(hook))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+    if fresh:
+        print_log(
+            f'The checkpoint holds no residual KAN path; {", ".join(fresh)} start from their own initialisation.',
+            logger='current',
+            level=logging.INFO,
+        )
+
+
+class _RKANBackbone:
+    """Adds ``stage_with_rkan`` and ``rkan`` to a backbone of MMDetection that lists its stages in ``res_layers``."""
+
+    _se_bias = False  # whether `se` has biases unless asked: it depends on the backbone in the authors' code
+
+    def __init__(
+        self,
+        *args: Any,
+        stage_with_rkan: Sequence[bool] = (False, False, False, True),
+        rkan: dict[str, Any] | Sequence[dict[str, Any] | None] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        settings = _check_settings(self.res_layers, stage_with_rkan, rkan)
+        for options in settings:
+            given = options.get('aggregation')
+            given = given if isinstance(given, dict) else dict(type=given)
+            if given.get('type') == 'se':
+                options['aggregation'] = {'bias': self._se_bias, **given}
+        attach_paths(self, self.res_layers, stage_with_rkan, settings)
+        self.stage_with_rkan = tuple(stage_with_rkan)
+        self._freeze_stages()
+
+    def init_weights(self) -> None:
+        """As the plain backbone; the paths keep their own initialisation."""
+        with _fresh_paths_said_once(self):
+            super().init_weights()
+
+    def train(self, mode: bool = True) -> _RKANBackbone:
+        """As the plain backbone, but ``norm_eval`` does not reach the paths, which have their own. Returns self."""
+        super().train(mode)
+        for i, name in enumerate(self.res_layers):
+            if self.stage_with_rkan[i] and i + 1 > self.frozen_stages:
+                getattr(self, name).rkan.train(mode)
+        return self
+
+
+@MODELS.register_module()
+class RKANResNet(_RKANBackbone, ResNet):
+    """ResNet with residual KAN paths.
+
+    Every argument of :class:`mmdet.models.ResNet` keeps its meaning. Source: arXiv 2410.05500.
+
+    Args:
+        stage_with_rkan (Sequence[bool]): Which stages have a path. Defaults to ``(False, False, False, True)``.
+        rkan (dict or list, optional): Options of the paths, see :class:`ResidualPath`; a list gives each stage its
+            own (None: the defaults). Defaults to None.
+
+    Raises:
+        TypeError: An argument is of the wrong type, or an option is unknown.
+        ValueError: A value is not allowed.
+
+    Examples:
+        >>> model = RKANResNet(50, stage_with_rkan=(False, False, True, True)).eval()
+        >>> [tuple(f.shape) for f in model(torch.randn(1, 3, 64, 64))]
+        [(1, 256, 16, 16), (1, 512, 8, 8), (1, 1024, 4, 4), (1, 2048, 2, 2)]
+    """
+
+
+@MODELS.register_module()
+class RKANResNetV1d(_RKANBackbone, ResNetV1d):
+    """ResNet-D with residual KAN paths; see :class:`RKANResNet`."""
+
+
+@MODELS.register_module()
+class RKANResNeXt(_RKANBackbone, ResNeXt):
+    """ResNeXt with residual KAN paths; see :class:`RKANResNet`. ``aggregation='se'`` has biases here."""
+
+    _se_bias = True
+
+
+@MODELS.register_module()
+class RKANRes2Net(_RKANBackbone, Res2Net):
+    """Res2Net with residual KAN paths; see :class:`RKANResNet`."""
+
+
+@MODELS.register_module()
+class RKANResNeSt(_RKANBackbone, ResNeSt):
+    """ResNeSt with residual KAN paths; see :class:`RKANResNet`."""
+
+
+@MODELS.register_module()
+class RKANRegNet(_RKANBackbone, RegNet):
+    """RegNet with residual KAN paths; see :class:`RKANResNet`."""

@@ -1,0 +1,294 @@
+"""The KAN convolution: the function, the thin module, and the choice of a backend."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rkan_mmdet.checks import check_choice, check_int, check_pair
+
+from .bases import Basis, build_basis
+from .eager import kan_conv2d_eager
+from .reference import kan_conv2d_reference
+
+logger = logging.getLogger('rkan_mmdet')
+
+BACKENDS = ('auto', 'reference', 'eager')
+NORMALIZATIONS = ('tanh', 'min-max', 'arctan', 'standardization')
+
+
+def can_run(backend: str, normalization: str = 'tanh') -> str:
+    """Why a backend can not compute a KAN convolution; the empty string when it can.
+
+    Args:
+        backend (str): ``'reference'`` or ``'eager'``.
+        normalization (str): See :func:`kan_conv2d`.
+
+    Examples:
+        >>> can_run('eager')
+        ''
+        >>> can_run('eager', 'min-max')
+        "backend 'eager' evaluates the basis once a pixel, but normalization 'min-max' depends on the window"
+    """
+    check_choice('backend', backend, BACKENDS[1:])
+    if backend == 'eager' and normalization != 'tanh':
+        return (
+            f"backend 'eager' evaluates the basis once a pixel, but normalization {normalization!r} depends on "
+            'the window'
+        )
+    return ''
+
+
+def _choose(backend: str, normalization: str) -> str:
+    if backend != 'auto':
+        reason = can_run(backend, normalization)
+        if reason:
+            raise ValueError(reason)
+        return backend
+    for candidate in ('eager', 'reference'):
+        reason = can_run(candidate, normalization)
+        if not reason:
+            return candidate
+        logger.debug('passed over: %s', reason)
+    raise AssertionError('the reference runs everything')
+
+
+def _check_normalization(normalization: str, basis: Basis) -> str:
+    check_choice('normalization', normalization, NORMALIZATIONS)
+    if normalization != 'tanh' and not basis.on_domain:
+        raise ValueError(
+            f"normalization must be 'tanh' (which is ignored) with basis {basis!r}, which is evaluated on the input "
+            f'itself, but got {normalization!r}'
+        )
+    return normalization
+
+
+def kan_conv2d(
+    x: Tensor,
+    linear_weight: Tensor,
+    basis_weight: Tensor | None = None,
+    basis_scale: Tensor | None = None,
+    linear_bias: Tensor | None = None,
+    *,
+    basis: Basis | dict[str, Any],
+    kernel_size: int | tuple[int, int] = 3,
+    stride: int | tuple[int, int] = 1,
+    padding: int | tuple[int, int] = 1,
+    dilation: int | tuple[int, int] = 1,
+    normalization: str = 'tanh',
+    arctan_scale: Tensor | None = None,
+    backend: str = 'auto',
+) -> Tensor:
+    r"""Convolve each channel with learnable functions in place of fixed weights.
+
+    For each channel and each output position, with the inputs :math:`x_t` of the window (zero padding of ``x``) and
+    :math:`u_t = \tanh(x_t)`:
+
+    .. math:: y = \sum_t b_t x_t + \sum_t s_t \sum_j w_{t,j} P_j(u_t)
+
+    The same kernel serves every channel. With ``K`` kernels the outputs are concatenated: all channels of kernel 0,
+    then all channels of kernel 1, and so on. A padded pixel contributes :math:`P_j(0)`, which is not 0 for even j.
+    Source: arXiv 2410.05500, section 3, and the authors' code.
+
+    Args:
+        x (Tensor[N, C, H, W]): The input. fp16 and bf16 are computed in fp32 and rounded once.
+        linear_weight (Tensor[K, k*k]): The weights :math:`b` of the linear term, row by row of the window.
+        basis_weight (Tensor[K, k*k, n] or None): The coefficients :math:`w` of the ``n`` functions of the basis.
+            None only if it has none (``Linear``).
+        basis_scale (Tensor[K, k*k] or None): The scales :math:`s`; None means 1.
+        linear_bias (Tensor[K] or None): A bias a kernel; None means 0.
+        basis (Basis or dict): The functions, as an instance or as ``dict(type='Chebyshev', degree=3)``.
+        kernel_size (int or tuple): Size of the window. Defaults to 3.
+        stride (int or tuple): Defaults to 1.
+        padding (int or tuple): Zeros added on both sides. Defaults to 1.
+        dilation (int or tuple): Defaults to 1.
+        normalization (str): ``'tanh'``, evaluated once a pixel, or ``'min-max'``, ``'arctan'``,
+            ``'standardization'``, taken over each window: many times slower, since every pixel is evaluated once a
+            window. Bases that are evaluated on the input itself take ``'tanh'`` only, and ignore it.
+            Defaults to ``'tanh'``.
+        arctan_scale (Tensor[K] or None): The learned factor of ``'arctan'``, which needs it.
+        backend (str): ``'auto'``, ``'eager'`` or ``'reference'``; see :func:`can_run`. Defaults to ``'auto'``.
+
+    Returns:
+        Tensor[N, K*C, H', W']: The output, in the dtype and memory format of ``x``.
+
+    Raises:
+        ValueError: A shape or a value does not fit, or the backend can not run this.
+        TypeError: An argument is of the wrong type.
+
+    Examples:
+        >>> x = torch.randn(2, 16, 32, 32)
+        >>> b, w = torch.randn(1, 9), torch.randn(1, 9, 4)
+        >>> kan_conv2d(x, b, w, basis=dict(type='Chebyshev', degree=3), stride=2).shape
+        torch.Size([2, 16, 16, 16])
+    """
+    basis = build_basis(basis)
+    check_choice('backend', backend, BACKENDS)
+    _check_normalization(normalization, basis)
+    sizes = dict(
+        kernel_size=check_pair('kernel_size', kernel_size, 1),
+        stride=check_pair('stride', stride, 1),
+        padding=check_pair('padding', padding, 0),
+        dilation=check_pair('dilation', dilation, 1),
+    )
+    _check_tensors(x, linear_weight, basis_weight, basis_scale, linear_bias, arctan_scale, basis, normalization, sizes)
+    chosen = _choose(backend, normalization)
+
+    dtype = torch.float32 if x.dtype in (torch.float16, torch.bfloat16) else x.dtype
+    with torch.autocast(x.device.type, enabled=False):
+        weights = [
+            None if weight is None else weight.to(dtype)
+            for weight in (linear_weight, basis_weight, basis_scale, linear_bias, arctan_scale)
+        ]
+        linear_weight, basis_weight, basis_scale, linear_bias, arctan_scale = weights
+        if chosen == 'reference':
+            y = kan_conv2d_reference(
+                x.to(dtype), *weights[:4], basis=basis, normalization=normalization, arctan_scale=arctan_scale, **sizes
+            )
+        else:
+            if basis_scale is not None:
+                basis_weight = basis_weight * basis_scale[..., None]
+            y = kan_conv2d_eager(x, linear_weight, basis_weight, linear_bias, basis, **sizes)
+        y = y.to(x.dtype)
+    if chosen == 'reference' and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous():
+        y = y.contiguous(memory_format=torch.channels_last)
+    return y
+
+
+def _check_tensors(
+    x, linear_weight, basis_weight, basis_scale, linear_bias, arctan_scale, basis, normalization, sizes
+) -> None:
+    if x.dim() != 4:
+        raise ValueError(f'x must be of shape (N, C, H, W), but got {tuple(x.shape)}')
+    if not x.is_floating_point():
+        raise TypeError(f'x must be a floating point tensor, but got {x.dtype}')
+    taps = sizes['kernel_size'][0] * sizes['kernel_size'][1]
+    if linear_weight.dim() != 2 or linear_weight.shape[1] != taps:
+        raise ValueError(
+            f'linear_weight must be of shape (K, {taps}) for kernel_size={sizes["kernel_size"]}, '
+            f'but got {tuple(linear_weight.shape)}'
+        )
+    kernels = linear_weight.shape[0]
+    if basis.num_functions == 0 and basis_weight is not None:
+        raise ValueError(f'basis_weight must be None with basis {basis!r}, which has no functions')
+    if basis.num_functions and basis_weight is None:
+        raise ValueError(f'basis_weight must be given with basis {basis!r}')
+    if normalization == 'arctan' and arctan_scale is None:
+        raise ValueError("arctan_scale must be given with normalization 'arctan'")
+    for name, tensor, shape in (
+        ('basis_weight', basis_weight, (kernels, taps, basis.num_functions)),
+        ('basis_scale', basis_scale, (kernels, taps)),
+        ('linear_bias', linear_bias, (kernels,)),
+        ('arctan_scale', arctan_scale, (kernels,)),
+    ):
+        if tensor is not None and tuple(tensor.shape) != shape:
+            raise ValueError(f'{name} must be of shape {shape} with basis {basis!r}, but got {tuple(tensor.shape)}')
+    for size, k, p, d in zip(x.shape[2:], sizes['kernel_size'], sizes['padding'], sizes['dilation']):
+        if size + 2 * p < d * (k - 1) + 1:
+            raise ValueError(
+                f'the window (kernel_size={k}, dilation={d}) is larger than the padded input: '
+                f'{d} * ({k} - 1) + 1 > {size} + 2 * {p}'
+            )
+
+
+class KANConv2d(nn.Module):
+    """A depthwise convolution whose weights are learnable functions, shared by all channels.
+
+    See :func:`kan_conv2d` for the function, the arguments and their source. The number of parameters does not depend
+    on the number of channels.
+
+    Args:
+        in_channels (int): Number of input channels C.
+        num_kernels (int): Number of independent kernels K; the output has ``C * K`` channels. Defaults to 1.
+        kernel_size (int or tuple): Defaults to 3.
+        stride (int or tuple): Defaults to 1.
+        padding (int or tuple): Defaults to 1.
+        dilation (int or tuple): Defaults to 1.
+        basis (dict or Basis): Defaults to ``dict(type='Chebyshev', degree=3)``.
+        normalization (str): Defaults to ``'tanh'``.
+        backend (str): Defaults to ``'auto'``.
+
+    Attributes:
+        linear_weight (Parameter[K, k*k]): Starts Kaiming normal.
+        basis_weight (Parameter[K, k*k, n]): Starts normal with variance 1 / (k*k*n). None if ``n`` is 0.
+        basis_scale (Parameter[K, k*k]): Starts at 1. None for RBF and Linear.
+        linear_bias (Parameter[K]): RBF only, else None.
+        arctan_scale (Parameter[K]): Starts at 0.1. None unless ``normalization='arctan'``.
+
+    Examples:
+        >>> conv = KANConv2d(512, stride=2)
+        >>> conv(torch.randn(2, 512, 40, 66)).shape
+        torch.Size([2, 512, 20, 33])
+        >>> sum(p.numel() for p in conv.parameters())
+        54
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        num_kernels: int = 1,
+        kernel_size: int | tuple[int, int] = 3,
+        stride: int | tuple[int, int] = 1,
+        padding: int | tuple[int, int] = 1,
+        dilation: int | tuple[int, int] = 1,
+        basis: dict[str, Any] | Basis = dict(type='Chebyshev', degree=3),  # noqa: B006 (read only)
+        normalization: str = 'tanh',
+        backend: str = 'auto',
+    ) -> None:
+        super().__init__()
+        self.in_channels = check_int('in_channels', in_channels, 1)
+        self.num_kernels = check_int('num_kernels', num_kernels, 1)
+        self.out_channels = in_channels * num_kernels
+        self.kernel_size = check_pair('kernel_size', kernel_size, 1)
+        self.stride = check_pair('stride', stride, 1)
+        self.padding = check_pair('padding', padding, 0)
+        self.dilation = check_pair('dilation', dilation, 1)
+        self.basis = build_basis(basis)
+        self.normalization = _check_normalization(normalization, self.basis)
+        self.backend = check_choice('backend', backend, BACKENDS)
+        if backend != 'auto':
+            _choose(backend, normalization)
+
+        taps, functions = self.kernel_size[0] * self.kernel_size[1], self.basis.num_functions
+        self.linear_weight = nn.Parameter(torch.empty(num_kernels, taps))
+        self.basis_weight = nn.Parameter(torch.empty(num_kernels, taps, functions)) if functions else None
+        self.basis_scale = nn.Parameter(torch.empty(num_kernels, taps)) if self.basis.has_scale else None
+        self.linear_bias = nn.Parameter(torch.empty(num_kernels)) if self.basis.has_bias else None
+        self.arctan_scale = nn.Parameter(torch.empty(num_kernels)) if normalization == 'arctan' else None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Start again from the initial distribution of the basis."""
+        self.basis.reset_parameters(self.linear_weight, self.basis_weight, self.basis_scale, self.linear_bias)
+        if self.arctan_scale is not None:
+            nn.init.constant_(self.arctan_scale, 0.1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``Tensor[N, C, H, W]`` to ``Tensor[N, K*C, H', W']``."""
+        if x.dim() != 4 or x.shape[1] != self.in_channels:
+            raise ValueError(f'x must be of shape (N, {self.in_channels}, H, W), but got {tuple(x.shape)}')
+        return kan_conv2d(
+            x,
+            self.linear_weight,
+            self.basis_weight,
+            self.basis_scale,
+            self.linear_bias,
+            basis=self.basis,
+            kernel_size=self.kernel_size,
+            stride=self.stride,
+            padding=self.padding,
+            dilation=self.dilation,
+            normalization=self.normalization,
+            arctan_scale=self.arctan_scale,
+            backend=self.backend,
+        )
+
+    def extra_repr(self) -> str:
+        return (
+            f'{self.in_channels}, num_kernels={self.num_kernels}, kernel_size={self.kernel_size}, '
+            f'stride={self.stride}, padding={self.padding}, dilation={self.dilation}, basis={self.basis!r}, '
+            f'normalization={self.normalization!r}, backend={self.backend!r}'
+        )

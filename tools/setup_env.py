@@ -1,0 +1,223 @@
+"""Make ``.venv`` with the whole stack, mmcv's compiled ops included; does nothing when that is done.
+
+Needs only the standard library. Safe to interrupt (the next call goes on where this one stopped) and to start twice
+(the second waits). Environment variables:
+
+* ``TORCH_INDEX_URL``: the index torch comes from, e.g. the CPU-only one. Everything else follows pip's own settings.
+* ``RKAN_WHEEL_CACHE``: where the mmcv wheel is kept (default ``~/.cache/rkan_mmdet/wheels``).
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tarfile
+import time
+from collections import deque
+from pathlib import Path
+from typing import Iterator, List, Optional
+
+ROOT = Path(__file__).resolve().parent.parent
+VENV = ROOT / '.venv'
+PYTHON = VENV / 'bin' / 'python'
+STAMP = VENV / '.rkan_setup.json'
+CACHE = Path(
+    os.environ.get('RKAN_WHEEL_CACHE')
+    or Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'rkan_mmdet' / 'wheels'
+)
+TORCH = 'torch==2.13.0'
+MMCV = 'mmcv==2.1.0'
+# Above: mmcv's setup.py and mmengine import pkg_resources, which setuptools 82 removed. Below: torch asks for 77.0.3,
+# and would bring the newest over an older one.
+BUILD_TOOLS = ['setuptools>=77.0.3,<81', 'wheel', 'ninja', 'packaging']
+
+
+def say(text: str) -> None:
+    print(f'[setup] {text}', flush=True)
+
+
+def stop(text: str) -> None:
+    sys.exit(f'[setup] stopped: {text}')
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, 'w') as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say(f'another set-up holds {path.name}; waiting for it ...')
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def fingerprint() -> str:
+    """What the environment is made from; another value means set-up has to run again."""
+    parts = [sys.version, platform.machine(), os.environ.get('TORCH_INDEX_URL', '')]
+    parts += [(ROOT / name).read_text() for name in ('requirements.txt', 'pyproject.toml')]
+    parts.append(Path(__file__).read_text())
+    return hashlib.sha256('\0'.join(parts).encode()).hexdigest()
+
+
+def is_done() -> bool:
+    try:
+        return PYTHON.exists() and json.loads(STAMP.read_text())['fingerprint'] == fingerprint()
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def check_system() -> None:
+    if sys.version_info < (3, 9):  # noqa: UP036 (this file runs before any package manager has checked)
+        stop(f'Python {platform.python_version()} is too old; 3.9 or newer is needed (make PYTHON=python3.11 ...)')
+    missing = []
+    if not (shutil.which('c++') or shutil.which('g++')):
+        missing.append('g++')
+    if not Path(sysconfig.get_paths()['include'], 'Python.h').exists():
+        missing.append('python3-dev')
+    try:
+        import ensurepip  # noqa: F401
+    except ImportError:
+        missing.append('python3-venv')
+    if missing:
+        stop(f'system packages are missing. Install them with\n    apt-get install -y {" ".join(missing)}')
+    free = shutil.disk_usage(ROOT).free / 2**30
+    if free < 4:
+        stop(f'{free:.1f} GiB are free under {ROOT}; 4 GiB are needed')
+
+
+def run(command: List[str], what: str, mend: str, env: Optional[dict] = None, total_hint: str = '') -> None:
+    """Run a command; show ninja's ``[n/m]`` as progress, and its last lines only if it fails."""
+    say(f'{what} {total_hint}'.rstrip())
+    tail, started, shown = deque(maxlen=30), time.monotonic(), 0.0
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=env, text=True, errors='replace', stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    try:
+        for line in process.stdout:
+            tail.append(line.rstrip()[:300])
+            step = re.match(r'\s*\[(\d+)/(\d+)\] ', line)
+            elapsed = time.monotonic() - started
+            if step and (elapsed - shown > 15 or step[1] == step[2]):
+                shown, done, total = elapsed, int(step[1]), int(step[2])
+                left = elapsed / done * (total - done)
+                say(f'  {done}/{total} files compiled, {elapsed / 60:.1f} min so far, about {left / 60:.1f} min left')
+    except BaseException:
+        process.terminate()
+        raise
+    if process.wait() != 0:
+        print('\n'.join(tail), file=sys.stderr)
+        stop(f'{what} failed (exit code {process.returncode}; its last lines are above).\n{mend}')
+
+
+def pip(arguments: List[str], what: str, **options) -> None:
+    mend = 'Check the network and `pip config list`, then run the same command again: it goes on from here.'
+    run([str(PYTHON), '-m', 'pip', *arguments], what, mend, **options)
+
+
+def ask(code: str) -> str:
+    """What a line of Python prints in the new environment, or '' when it fails."""
+    return subprocess.run(
+        [str(PYTHON), '-c', code], text=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    ).stdout.strip()
+
+
+def install_torch() -> None:
+    wanted = TORCH.split('==')[1]
+    if ask('import torch; print(torch.__version__)').split('+')[0] == wanted:
+        return
+    index = os.environ.get('TORCH_INDEX_URL')
+    pip(['install', TORCH, *(['--index-url', index] if index else [])], f'installing {TORCH}')
+
+
+def install_mmcv() -> None:
+    if ask('import mmcv, mmcv._ext; print(mmcv.__version__)') == MMCV.split('==')[1]:
+        return
+    facts = ask(
+        'import sys, torch; print(torch.__version__, "cu" + torch.version.cuda if torch.cuda.is_available() else "cpu",'
+        ' sys.implementation.cache_tag)'
+    ).replace(' ', '-')
+    if not facts:
+        stop('torch does not import in .venv; remove .venv and run the same command again')
+    folder = CACHE / f'{MMCV.replace("==", "-")}-torch{facts}-{platform.system().lower()}-{platform.machine()}'
+    with locked(CACHE / f'{folder.name}.lock'):
+        wheels = sorted(folder.glob('mmcv-*.whl'))
+        if not wheels:
+            build_mmcv(folder)
+            wheels = sorted(folder.glob('mmcv-*.whl'))
+    pip(['install', '--no-deps', '--force-reinstall', str(wheels[0])], f'installing {wheels[0].name} from the cache')
+    if not ask('import cv2; print(1)'):
+        return  # the requirements, installed next, bring it; the last check of all imports everything
+    if not ask('import mmcv._ext; print(1)'):
+        stop(f'the cached wheel does not import here; remove {folder} and run the same command again')
+
+
+def build_mmcv(folder: Path) -> None:
+    """Compile mmcv in the cache, where the object files of an interrupted build are found again."""
+    sources = folder / 'build'
+    sources.mkdir(parents=True, exist_ok=True)
+    tree = sources / MMCV.replace('==', '-')
+    if not (sources / 'unpacked').exists():
+        # --no-build-isolation: even reading the metadata of this source needs the torch that is installed.
+        pip(
+            ['download', '--no-deps', '--no-binary', ':all:', '--no-build-isolation', '-d', str(sources), MMCV],
+            f'fetching the source of {MMCV}',
+        )
+        with tarfile.open(next(sources.glob('mmcv-*.tar.gz'))) as archive:
+            archive.extractall(sources, **({'filter': 'data'} if hasattr(tarfile, 'data_filter') else {}))
+        (sources / 'unpacked').touch()
+    out = sources / 'wheel'
+    jobs = os.environ.get('MAX_JOBS') or str(os.cpu_count() or 1)
+    pip(
+        ['wheel', '-v', '--no-deps', '--no-build-isolation', '-w', str(out), str(tree)],
+        f'compiling {MMCV} with {jobs} jobs, once for this torch and Python',
+        env=dict(os.environ, MMCV_WITH_OPS='1', MAX_JOBS=jobs, PATH=f'{PYTHON.parent}{os.pathsep}{os.environ["PATH"]}'),
+        total_hint='(about 9 minutes on 2 cores)',
+    )
+    wheel = next(out.glob('mmcv-*.whl'))
+    os.replace(wheel, folder / wheel.name)
+    shutil.rmtree(sources)
+
+
+def main() -> None:
+    if is_done():
+        return
+    check_system()
+    with locked(ROOT / '.venv.lock'):
+        if is_done():
+            return
+        say(f'making {VENV.name} with Python {platform.python_version()}')
+        if not ask('import pip; print(1)') if PYTHON.exists() else True:
+            run(
+                [sys.executable, '-m', 'venv', str(VENV)],
+                'creating the virtual environment',
+                'Install the venv module (Debian: apt-get install -y python3-venv) and run the same command again.',
+            )
+        pip(['install', *BUILD_TOOLS], 'installing build tools')
+        install_torch()
+        install_mmcv()
+        pip(['install', '-r', 'requirements.txt', '-e', '.[test]'], 'installing the rest')
+        check = 'import cv2, torch, mmcv.ops, mmengine, mmdet, pycocotools.mask, rkan_mmdet; print("ok")'
+        run(
+            [str(PYTHON), '-c', check],
+            'checking that it all imports',
+            'If libGL or libglib is named above: apt-get install -y libgl1 libglib2.0-0',
+        )
+        partial = STAMP.with_suffix('.tmp')
+        partial.write_text(json.dumps(dict(fingerprint=fingerprint())))
+        os.replace(partial, STAMP)
+        say('done')
+
+
+if __name__ == '__main__':
+    try:
+        main()
+    except KeyboardInterrupt:
+        stop('interrupted; the same command goes on from here')
