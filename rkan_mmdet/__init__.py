@@ -5,11 +5,14 @@ import warnings
 from .version import __version__
 
 try:
-    from . import backbones  # noqa: F401
-except ImportError as error:
+    from . import backbones
+    from .checkpoint import allow_checkpoint_globals
+except Exception as error:  # a broken build of mmcv fails in many ways
     # rkan_mmdet.ops needs torch alone and must not die of a broken MMDetection.
     warnings.warn(
         f'rkan_mmdet registers no backbone, since the MMDetection stack does not import: {error}', stacklevel=2
     )
+else:
+    allow_checkpoint_globals()
 
-__all__ = ['__version__']
+__all__ = ['__version__', 'backbones']

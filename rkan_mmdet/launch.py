@@ -1,0 +1,184 @@
+"""What the command-line tools share: reading a config, and refusing at once what could only fail later."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.config import Config, ConfigDict, DictAction
+
+
+class UserError(Exception):
+    """Something the user can mend; tools print it as one line and exit with code 1."""
+
+
+def add_common_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options that MMDetection's own tools share."""
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        help='override settings of the config, as xxx=yyy; a list is key="[a,b]" or key=a,b, and nested ones are '
+        'key="[(a,b),(c,d)]" without white space. data_root=DIR moves every path that lies under the old data_root',
+    )
+    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none', help='job launcher')
+    # torch.distributed.launch passes --local-rank
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
+
+
+def load_config(args: argparse.Namespace) -> Config:
+    """Read ``args.config`` and apply ``args.cfg_options``, ``args.launcher`` and ``args.work_dir``.
+
+    The data's root comes from ``--cfg-options data_root=DIR``, or else from the environment variable
+    ``MMDET_DATASETS``, or else from the config.
+
+    Raises:
+        UserError: The file is missing or can not be read.
+    """
+    if 'LOCAL_RANK' not in os.environ:
+        os.environ['LOCAL_RANK'] = str(args.local_rank)
+    if not Path(args.config).is_file():
+        raise UserError(f'config {args.config} does not exist')
+    try:
+        cfg = Config.fromfile(args.config)
+    except (SyntaxError, FileNotFoundError, KeyError, AttributeError, ImportError, TypeError) as error:
+        raise UserError(f'config {args.config} can not be read: {type(error).__name__}: {error}') from error
+    cfg.launcher = args.launcher
+    options = dict(args.cfg_options or {})
+    root = options.pop('data_root', None) or os.environ.get('MMDET_DATASETS')
+    if root:
+        _move_data_root(cfg, str(root))
+    try:
+        cfg.merge_from_dict(options)
+    except (KeyError, TypeError) as error:
+        raise UserError(f'--cfg-options do not fit the config: {error}') from error
+    # as in MMDetection: the command line before the config before the config's name
+    if args.work_dir is not None:
+        cfg.work_dir = args.work_dir
+    elif cfg.get('work_dir') is None:
+        cfg.work_dir = os.path.join('./work_dirs', Path(args.config).stem)
+    return cfg
+
+
+def _move_data_root(cfg: Config, root: str) -> None:
+    old = cfg.get('data_root')
+    if old is None:
+        raise UserError('the config names no data_root, so there is none to replace')
+    root = root.rstrip('/') + '/'
+
+    def moved(value: Any) -> Any:
+        if isinstance(value, dict):
+            for key in value:
+                value[key] = moved(value[key])
+        elif isinstance(value, list):
+            value[:] = [moved(item) for item in value]
+        elif isinstance(value, str) and (value == old.rstrip('/') or value.startswith(old.rstrip('/') + '/')):
+            return root + value[len(old.rstrip('/')) + 1 :]
+        return value
+
+    moved(cfg._cfg_dict)
+
+
+def _parts(node: Any) -> Iterator[ConfigDict]:
+    """Every dict in a config, outermost first."""
+    if isinstance(node, dict):
+        yield node
+        for value in node.values():
+            yield from _parts(value)
+    elif isinstance(node, (list, tuple)):
+        for value in node:
+            yield from _parts(value)
+
+
+def check_config(cfg: Config, loaders: tuple[str, ...], loads_weights: bool) -> None:
+    """Refuse, in one sentence and before any work, what can not run here.
+
+    Args:
+        cfg (Config): The config, with everything applied.
+        loaders (tuple[str]): The data loaders that will be used, e.g. ``('train_dataloader',)``.
+        loads_weights (bool): Whether ``init_cfg`` of the model will be acted upon.
+
+    Raises:
+        UserError: Something that the config asks for is not to be had.
+    """
+    amp = str(cfg.get('optim_wrapper', {}).get('type', '')).endswith('AmpOptimWrapper')
+    if amp and 'train_dataloader' in loaders and not torch.cuda.is_available():
+        raise UserError('mixed precision (--amp, AmpOptimWrapper) needs a GPU and there is none; train without it')
+    for part in _parts(cfg.get('model')) if loads_weights else ():
+        source = part.get('checkpoint') if part.get('type') == 'Pretrained' else None
+        if isinstance(source, str):
+            _check_weights(source)
+    for name in loaders:
+        for part in _parts((cfg.get(name) or {}).get('dataset')):
+            _check_data(part, name)
+    evaluators = [f'{name.split("_")[0]}_evaluator' for name in loaders if not name.startswith('train')]
+    for part in _parts([cfg.get(name) for name in evaluators]):
+        path = part.get('ann_file')
+        if isinstance(path, str) and path and '://' not in path and not Path(path).exists():
+            raise UserError(f'annotation file {path} of the evaluator does not exist; {_DATA_HELP}')
+
+
+_DATA_HELP = 'name the folder of your data with --cfg-options data_root=DIR or MMDET_DATASETS=DIR'
+
+
+def _check_weights(source: str) -> None:
+    if source.startswith('torchvision://') and importlib.util.find_spec('torchvision') is None:
+        raise UserError(
+            f'pretrained weights {source} need torchvision, which is not installed: `pip install torchvision`, or name '
+            'a local file with --cfg-options model.backbone.init_cfg.checkpoint=FILE, or start from scratch with '
+            '--cfg-options model.backbone.init_cfg=None'
+        )
+    if '://' not in source and not Path(source).is_file():
+        raise UserError(
+            f'pretrained weights {source} do not exist; name a file with --cfg-options '
+            'model.backbone.init_cfg.checkpoint=FILE, or start from scratch with model.backbone.init_cfg=None'
+        )
+
+
+def _check_data(dataset: ConfigDict, loader: str) -> None:
+    root = dataset.get('data_root') or ''
+    for name in (dataset.get('ann_file'), *(dataset.get('data_prefix') or {}).values()):
+        if not isinstance(name, str) or not name or '://' in f'{root}{name}':
+            continue
+        path = Path(name) if os.path.isabs(name) else Path(root, name)
+        if not path.exists():
+            raise UserError(f'{path} of {loader} does not exist; {_DATA_HELP}')
+
+
+def check_checkpoint(path: str) -> None:
+    """Refuse a checkpoint that is not there.
+
+    Raises:
+        UserError: ``path`` is neither a file nor an address.
+    """
+    if '://' not in path and not Path(path).is_file():
+        raise UserError(f'checkpoint {path} does not exist')
+
+
+def make_runner(cfg: Config) -> Any:
+    """The runner that the config asks for.
+
+    On a CPU, a distributed launch is prepared here: MMEngine 0.10.7 sets a CUDA device and passes device ids, which a
+    CPU build of torch has not.
+    """
+    from mmengine.dist import is_distributed
+    from mmengine.registry import RUNNERS
+    from mmengine.runner import Runner
+
+    if cfg.launcher != 'none' and not torch.cuda.is_available() and not is_distributed():
+        torch.distributed.init_process_group('gloo')
+        cfg.setdefault('model_wrapper_cfg', dict(type='MMDistributedDataParallel', device_ids=None))
+    return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+
+
+def run_tool(main: Any) -> None:
+    """Run a tool's ``main``; a mistake that the user can mend becomes one line and exit code 1."""
+    try:
+        main()
+    except UserError as error:
+        raise SystemExit(f'error: {error}') from None
