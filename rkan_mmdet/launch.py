@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import os
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,8 @@ def load_config(args: argparse.Namespace) -> Config:
     Raises:
         UserError: The file is missing or can not be read.
     """
+    # mmengine looks up `mmdet::` bases by pkg_resources, which warns; the stack pins a setuptools that has it
+    warnings.filterwarnings('ignore', 'pkg_resources is deprecated')
     if 'LOCAL_RANK' not in os.environ:
         os.environ['LOCAL_RANK'] = str(args.local_rank)
     if not Path(args.config).is_file():
@@ -170,7 +173,7 @@ def make_runner(cfg: Config) -> Any:
     from mmengine.registry import RUNNERS
     from mmengine.runner import Runner
 
-    if cfg.launcher != 'none' and not torch.cuda.is_available() and not is_distributed():
+    if cfg.launcher == 'pytorch' and not torch.cuda.is_available() and not is_distributed():
         torch.distributed.init_process_group('gloo')
         cfg.setdefault('model_wrapper_cfg', dict(type='MMDistributedDataParallel', device_ids=None))
     return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)

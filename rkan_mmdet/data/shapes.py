@@ -25,7 +25,7 @@ from rkan_mmdet.checks import check_int
 CLASSES = ('disc', 'box', 'triangle', 'star', 'ring')
 VERSION = 1  # of the drawing: a change of the pictures changes it
 # Radii in pixels whose areas are small, medium and large to COCO (up to 32^2, 96^2, more), and how often they come.
-SIZES = (((9, 16), 0.28), ((18, 34), 0.44), ((60, 86), 0.28))
+SIZES = (((10, 17), 0.28), ((18, 34), 0.44), ((60, 86), 0.28))
 EMPTY = 0.04  # share of images without any object
 CROWD = 0.05  # share of images with a crowd: many little objects of a class under one annotation
 
@@ -57,9 +57,9 @@ def _mask(rng: np.random.Generator, size: int, label: int, centre: np.ndarray, r
         middle = np.round(centre).astype(int).tolist()
         cv2.circle(mask, middle, round(radius), 1, -1)
         if kind == 'ring':
-            cv2.circle(mask, middle, round(radius * 0.55), 0, -1)
+            cv2.circle(mask, middle, round(radius * 0.5), 0, -1)
         return mask
-    corners, inner = dict(box=(4, 1.0), triangle=(3, 1.0), star=(10, 0.45))[kind]
+    corners, inner = dict(box=(4, 1.0), triangle=(3, 1.0), star=(10, 0.5))[kind]
     angles = turn + 2 * np.pi * np.arange(corners) / corners
     radii = radius * np.where(np.arange(corners) % 2, inner, 1.0)
     stretch = np.array([1.0, rng.uniform(0.6, 1.0) if kind == 'box' else 1.0])
@@ -73,7 +73,7 @@ def _paint(rng: np.random.Generator, image: np.ndarray, mask: np.ndarray) -> Non
     around = image[inside].mean(0)
     while True:
         colour = rng.uniform(0, 255, 3)
-        if np.abs(colour - around).max() >= 60:
+        if np.abs(colour - around).max() >= 70:
             break
     image[inside] = colour + 6 * _noise(rng, len(image), 30)[inside]
 
@@ -113,8 +113,8 @@ def draw(seed: int, index: int, size: int = 192) -> tuple[np.ndarray, list[dict[
         radii = sorted((rng.uniform(low, high) * scale for low, high in ranges), reverse=True)
         shapes = []
         for radius in radii:  # large ones first, so that small ones lie on top
-            label = int(rng.integers(len(CLASSES)))
-            shapes.append((label, _mask(rng, size, label, rng.uniform(0.08, 0.92, 2) * size, radius), False))
+            label, margin = int(rng.integers(len(CLASSES))), 0.7 * radius  # little is cut off by the border
+            shapes.append((label, _mask(rng, size, label, rng.uniform(margin, size - margin, 2), radius), False))
         if rng.random() < CROWD:
             label, centre = int(rng.integers(len(CLASSES))), rng.uniform(0.2, 0.8, 2) * size
             parts = [
@@ -130,7 +130,7 @@ def draw(seed: int, index: int, size: int = 192) -> tuple[np.ndarray, list[dict[
             placed.append((label, mask, int(mask.sum()), crowd))
     image = np.clip(image + rng.normal(0, 5, image.shape), 0, 255).astype(np.uint8)
     # what is mostly hidden, or a sliver, nobody could name
-    visible = [p for p in placed if p[1].sum() >= max(0.3 * p[2], 40 * (size / 192) ** 2)]
+    visible = [p for p in placed if p[1].sum() >= max(0.4 * p[2], 40 * (size / 192) ** 2)]
     return image, [_annotation(mask, label, crowd) for label, mask, _, crowd in visible]
 
 

@@ -1,0 +1,19 @@
+# `make demo` and `make test` set up .venv first (seconds when that is done); ARGS passes options on.
+PYTHON ?= python3
+RUN := .venv/bin/python
+
+.PHONY: env demo test quick lint
+env:
+	@$(PYTHON) tools/setup_env.py
+
+demo: env
+	@$(RUN) tools/demo.py $(ARGS)
+
+test: env
+	@$(RUN) -m pytest $(ARGS)
+
+quick: env
+	@$(RUN) -m pytest -m "not slow" $(ARGS)
+
+lint: env
+	@$(RUN) -m ruff check . && $(RUN) -m ruff format --check .

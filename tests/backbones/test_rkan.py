@@ -1,0 +1,319 @@
+"""The backbones: shapes, freezing, norms, warm start, initialisation, over the registry."""
+
+import copy
+import logging
+import pickle
+
+import pytest
+import torch
+from mmdet.models.backbones import ResNet, ResNeXt
+from mmdet.registry import MODELS
+from mmengine.logging import MMLogger
+from torch import nn
+
+from rkan_mmdet.backbones import RKANResNet, RKANResNeXt, attach_paths
+
+SMALL = {
+    'RKANResNet': dict(depth=18),
+    'RKANResNetV1d': dict(depth=50),
+    'RKANResNeXt': dict(depth=50, groups=32, base_width=4),
+    'RKANRes2Net': dict(depth=50, scales=4, base_width=26),
+    'RKANResNeSt': dict(depth=50),
+    'RKANRegNet': dict(arch='regnetx_400mf'),
+}
+ALL = (True,) * 4
+BN = nn.modules.batchnorm._BatchNorm
+
+
+def build(name: str, **options: object) -> nn.Module:
+    return MODELS.build(dict(type=name, **dict(SMALL[name], **options)))
+
+
+def classifier_parameters(backbone: nn.Module, classes: int) -> int:
+    """As the ImageNet classifier of the paper: the backbone and a linear layer on its 2048 channels."""
+    return sum(p.numel() for p in backbone.parameters()) + 2048 * classes + classes
+
+
+@pytest.mark.parametrize('name', SMALL)
+def test_every_backbone_of_the_registry(name: str) -> None:
+    model = build(name, stage_with_rkan=ALL)
+    plain = MODELS.build(dict(type=name[4:], **SMALL[name]))
+    keys = [key for key in model.state_dict() if '.rkan.' not in key]
+    assert keys == list(plain.state_dict())
+    x = torch.randn(2, 3, 65, 97)  # odd sizes
+    outs, expected = model(x), plain(x)
+    assert [o.shape for o in outs] == [e.shape for e in expected]
+    sum(o.square().mean() for o in outs).backward()
+    for key, parameter in model.named_parameters():
+        assert parameter.grad is not None, key
+        assert parameter.grad.isfinite().all(), key
+
+
+@pytest.mark.parametrize(
+    ('factory', 'classes', 'printed'),
+    [
+        (lambda: ResNet(50), 1000, '25.56'),
+        (lambda: RKANResNet(50), 1000, '27.14'),
+        (lambda: RKANResNet(50, rkan=dict(expand_factor=2)), 1000, '31.86'),
+        (lambda: RKANResNet(50, rkan=dict(expand_factor=4)), 1000, '38.15'),
+        (lambda: RKANResNet(50, rkan=dict(expand_factor=6)), 1000, '44.45'),
+        (lambda: ResNet(101), 100, '42.71'),
+        (lambda: RKANResNet(101), 100, '44.28'),
+        (lambda: RKANResNet(101, stage_with_rkan=(False, False, True, True)), 100, '44.68'),
+        (lambda: RKANResNet(101, rkan=dict(expand_factor=2)), 100, '49.00'),
+        (lambda: RKANResNet(101, rkan=dict(expand_factor=4)), 100, '55.30'),
+        (lambda: RKANResNet(101, rkan=dict(expand_factor=6)), 100, '61.60'),
+        (lambda: ResNeXt(depth=101, groups=32, base_width=8), 100, '86.95'),
+        (lambda: RKANResNeXt(depth=101, groups=32, base_width=8), 100, '88.53'),
+    ],
+)
+def test_parameters_of_the_paper(factory: object, classes: int, printed: str) -> None:
+    assert f'{classifier_parameters(factory(), classes) / 1e6:.2f}' == printed
+
+
+@pytest.mark.parametrize('depth', [18, 34, 50, 101, 152])
+def test_every_depth_adds_exactly_the_path(depth: int) -> None:
+    added = sum(p.numel() for p in RKANResNet(depth).parameters()) - sum(p.numel() for p in ResNet(depth).parameters())
+    assert added == (99_683 if depth < 50 else 1_578_083)
+
+
+def test_a_stage_with_a_path_is_the_stage_plus_the_path() -> None:
+    model = RKANResNet(18, stage_with_rkan=(False, True, False, True)).eval()
+    x = torch.randn(1, 64, 16, 16)
+    stage = model.layer2
+    blocks = [stage[0], stage[1]]
+    torch.testing.assert_close(stage(x), blocks[1](blocks[0](x)) + stage.rkan(x))
+    assert not hasattr(model.layer1, 'rkan')
+    assert stage.rkan.kan_conv2 is None
+    assert model.layer4.rkan.kan_conv2 is not None
+
+
+def test_settings_can_differ_by_stage() -> None:
+    rkan = [None, None, dict(expand_factor=2, aggregation='gating'), dict(basis=dict(type='RBF', grid_size=(4, 2)))]
+    model = RKANResNet(18, stage_with_rkan=(True, False, True, True), rkan=rkan)
+    assert model.layer1.rkan.conv_reduce.out_channels == 32
+    assert model.layer3.rkan.conv_reduce.out_channels == 256
+    assert model.layer4.rkan.kan_conv1.basis.grid_size == 4
+    assert model.layer4.rkan.kan_conv2.basis.grid_size == 2
+
+
+def test_the_plain_arguments_keep_their_meaning() -> None:
+    model = RKANResNet(
+        18, in_channels=4, base_channels=16, stem_channels=24, strides=(1, 2, 1, 1), dilations=(1, 1, 2, 2),
+        out_indices=(3,), stage_with_rkan=ALL,
+    )  # fmt: skip
+    assert model.layer1.rkan.conv_reduce.in_channels == 24
+    assert [tuple(o.shape) for o in model(torch.randn(1, 4, 64, 64))] == [(1, 128, 8, 8)]
+    model = RKANResNet(18, num_stages=3, strides=(1, 2, 2), dilations=(1, 1, 1), out_indices=(0, 1, 2),
+                       stage_with_rkan=(False, False, True))  # fmt: skip
+    assert len(model(torch.randn(1, 3, 64, 64))) == 3
+
+
+def test_se_has_biases_in_resnext_alone() -> None:
+    for rkan in (dict(aggregation='se'), dict(aggregation=dict(type='se'))):
+        assert RKANResNet(18, rkan=rkan).layer4.rkan.aggregation.conv1.bias is None
+        assert RKANResNeXt(depth=50, rkan=rkan).layer4.rkan.aggregation.conv1.bias is not None
+    model = RKANResNeXt(depth=50, rkan=dict(aggregation=dict(type='se', bias=False)))
+    assert model.layer4.rkan.aggregation.conv1.bias is None
+
+
+@pytest.mark.parametrize('name', SMALL)
+@pytest.mark.parametrize('frozen', [-1, 0, 1, 3, 4])
+def test_frozen_stages_freeze_the_paths_from_construction(name: str, frozen: int) -> None:
+    model = build(name, stage_with_rkan=ALL, frozen_stages=frozen)
+    for state in ('built', 'train'):
+        if state == 'train':
+            assert model.train() is model
+        for i, stage in enumerate(model.res_layers, 1):
+            path = getattr(model, stage).rkan
+            assert all(p.requires_grad == (i > frozen) for p in path.parameters()), (state, stage)
+            assert path.norm1.training == (i > frozen), (state, stage)
+
+
+def test_norm_eval_of_the_backbone_does_not_reach_a_path() -> None:
+    model = RKANResNet(18, norm_eval=True, stage_with_rkan=ALL, rkan=[None, None, dict(norm_eval=True), None])
+    model.train()
+    assert not model.layer4[0].bn1.training
+    assert model.layer4.rkan.norm1.training
+    assert not model.layer3.rkan.norm1.training
+    before = model.layer4.rkan.norm1.running_mean.clone()
+    model(torch.randn(2, 3, 64, 64))
+    assert not torch.equal(before, model.layer4.rkan.norm1.running_mean)
+    assert model.eval() is model
+    assert not any(m.training for m in model.modules())
+
+
+def test_group_norm_and_sync_bn_can_be_chosen() -> None:
+    model = RKANResNet(18, rkan=dict(norm_cfg=dict(type='GN', num_groups=8)))
+    assert isinstance(model.layer4.rkan.norm1, nn.GroupNorm)
+    assert isinstance(model.layer4[0].bn1, nn.BatchNorm2d)
+    model = RKANResNet(18, rkan=dict(norm_cfg=dict(type='SyncBN')))
+    assert isinstance(model.layer4.rkan.norm2, nn.SyncBatchNorm)
+
+
+def test_initialisation_after_init_weights() -> None:
+    model = RKANResNet(50, stage_with_rkan=ALL, rkan=dict(aggregation='gating', shortcut=True))
+    model.init_weights()
+    for name in model.res_layers:
+        stage = getattr(model, name)
+        assert all((block.bn3.weight == 0).all() for block in list(stage)[:-1])  # zero_init_residual of the plain class
+        for module in stage.rkan.modules():
+            if isinstance(module, nn.Conv2d):  # PyTorch's default: uniform within 1 / sqrt(fan_in)
+                bound = module.in_channels**-0.5
+                assert module.weight.abs().max() <= bound
+                assert module.weight.std().item() == pytest.approx(bound / 3**0.5, rel=0.1)
+                if module.bias is not None:
+                    assert module.bias.abs().max() > 0
+            if isinstance(module, BN):
+                assert (module.weight == 1).all()
+                assert (module.bias == 0).all()
+        assert (stage.rkan.kan_conv1.basis_scale == 1).all()
+    conv = model.layer3[0].conv1  # and the blocks are Kaiming normal, as the plain class makes them
+    assert conv.weight.std().item() == pytest.approx((2 / conv.out_channels) ** 0.5, rel=0.1)
+
+
+@pytest.mark.parametrize('shortcut', [False, True])
+def test_zero_init_holds_after_init_weights_and_is_the_plain_network(shortcut: bool) -> None:
+    plain = ResNet(18)
+    plain.init_weights()
+    for module in plain.modules():
+        if isinstance(module, BN):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+    model = RKANResNet(18, stage_with_rkan=ALL, rkan=dict(zero_init=True, shortcut=shortcut))
+    model.init_weights()
+    assert model.load_state_dict(plain.state_dict(), strict=False).unexpected_keys == []
+    x = torch.randn(2, 3, 64, 64)
+    for mode in (True, False):
+        for a, b in zip(model.train(mode)(x), (plain.train(mode), plain(x))[1]):
+            assert (a - b).abs().max() <= 1e-6 * b.abs().max()
+
+
+class Records(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: list = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(record.getMessage())
+
+
+@pytest.fixture
+def log() -> Records:
+    logger = MMLogger.get_current_instance()
+    handler = Records()
+    logger.addHandler(handler)
+    yield handler
+    logger.removeHandler(handler)
+
+
+def test_plain_weights_load_key_for_key_and_say_so_in_one_line(tmp_path: object, log: Records) -> None:
+    plain = ResNet(18)
+    path = str(tmp_path / 'plain.pth')
+    torch.save(plain.state_dict(), path)
+    model = RKANResNet(18, stage_with_rkan=ALL, init_cfg=dict(type='Pretrained', checkpoint=path))
+    fresh = model.layer4.rkan.conv_reduce.weight.clone()
+    model.init_weights()
+    for key, value in plain.state_dict().items():
+        assert torch.equal(model.state_dict()[key], value), key
+    assert model.layer4.rkan.conv_reduce.weight.abs().max() <= fresh.shape[1] ** -0.5
+    assert len([line for line in log.lines if 'start from their own initialisation' in line]) == 1
+    assert not any('missing keys' in line for line in log.lines)
+
+
+def test_the_weights_of_an_rkan_backbone_load_with_their_paths(tmp_path: object, log: Records) -> None:
+    trained = RKANResNet(18)
+    path = str(tmp_path / 'rkan.pth')
+    torch.save(trained.state_dict(), path)
+    model = RKANResNet(18, init_cfg=dict(type='Pretrained', checkpoint=path))
+    model.init_weights()
+    assert torch.equal(model.layer4.rkan.conv_reduce.weight, trained.layer4.rkan.conv_reduce.weight)
+    assert not any('their own initialisation' in line for line in log.lines)
+    state = trained.state_dict()
+    del state['layer4.rkan.norm1.weight']  # half a path is an accident, and is listed
+    torch.save(state, path)
+    RKANResNet(18, init_cfg=dict(type='Pretrained', checkpoint=path)).init_weights()
+    assert any('missing keys' in line and 'layer4.rkan.norm1.weight' in line for line in log.lines)
+
+
+def test_strict_loading_of_plain_weights_still_fails() -> None:
+    with pytest.raises(RuntimeError, match=r'layer4\.rkan'):
+        RKANResNet(18).load_state_dict(ResNet(18).state_dict())
+
+
+def test_copies_and_pickles() -> None:
+    model = RKANResNet(18).eval()
+    x = torch.randn(1, 3, 64, 64)
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        with torch.no_grad():
+            other.layer4.rkan.norm2.bias.add_(1)
+        assert not torch.equal(other(x)[3], model(x)[3])
+
+
+def test_memory_format_and_autocast() -> None:
+    model = RKANResNet(18).eval()
+    x = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        expected = model(x)
+        last = model.to(memory_format=torch.channels_last)(x.to(memory_format=torch.channels_last))
+        assert last[3].is_contiguous(memory_format=torch.channels_last)
+        with torch.autocast('cpu', dtype=torch.bfloat16):
+            low = model(x)
+    for a, b, c in zip(expected, last, low):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+        assert c.isfinite().all()
+        assert (a - c.float()).abs().max() < 0.05 * a.abs().max()
+
+
+class Wide(nn.Module):
+    def forward(self, x: torch.Tensor) -> list:
+        return [x, x]
+
+
+@pytest.mark.parametrize(
+    ('stage', 'message'),
+    [
+        (nn.Sequential(nn.ReLU()), "stage 'a' .* has no 2D convolution"),
+        (nn.Sequential(nn.Conv2d(4, 4, 1), Wide()), "stage 'a' .* must give one tensor"),
+        (nn.Sequential(nn.Conv2d(4, 4, 1), nn.Linear(5, 5)), "stage 'a' .* does not take one tensor of 4 channels"),
+        (nn.Sequential(nn.Conv2d(4, 4, 2, stride=2)), 'makes 16x16 of 33x33'),
+    ],
+)
+def test_stages_that_no_path_fits_are_refused_by_name(stage: nn.Module, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        attach_paths(nn.ModuleDict(dict(a=stage)), ['a'], [True])
+
+
+def test_a_stage_of_any_module() -> None:
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(4, 6, 3, stride=2, padding=1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.conv(x)
+
+    net = nn.ModuleDict(dict(a=Block(), b=nn.Sequential(nn.Conv2d(6, 6, 1))))
+    attach_paths(net, ['a', 'b'], [True, True])
+    x = torch.randn(2, 4, 9, 9)
+    torch.testing.assert_close(net['a'].eval()(x), net['a'].conv(x) + net['a'].rkan(x))
+    assert net['b'](net['a'](x)).shape == (2, 6, 5, 5)
+    assert 'conv.weight' in net['a'].state_dict()
+
+
+@pytest.mark.parametrize(
+    ('options', 'error', 'message'),
+    [
+        (dict(stage_with_rkan=(True,)), ValueError, 'stage_with_rkan must have 4 entries'),
+        (dict(stage_with_rkan=True), TypeError, 'stage_with_rkan must be a sequence of bools'),
+        (dict(stage_with_rkan=(0, 0, 0, 1)), TypeError, r'stage_with_rkan\[0\] must be True or False, but got 0'),
+        (dict(rkan='L'), TypeError, 'rkan must be a dict, or a list'),
+        (dict(rkan=[None]), ValueError, 'rkan as a list must have 4 entries'),
+        (dict(rkan=[1, None, None, None]), TypeError, r'rkan\[0\] must be a dict or None'),
+        (dict(rkan=dict(degree=3)), TypeError, "rkan has no option 'degree'; it takes reduce_factor"),
+        (dict(rkan=dict(stride=2)), TypeError, "rkan has no option 'stride'"),
+        (dict(rkan=dict(reduce_factor=-2)), ValueError, 'reduce_factor must be an int >= 1, but got -2'),
+    ],
+)
+def test_bad_arguments_are_named(options: dict, error: type, message: str) -> None:
+    with pytest.raises(error, match=message):
+        RKANResNet(18, **options)

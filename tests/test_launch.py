@@ -1,0 +1,93 @@
+"""What the tools refuse up front, and how they move a data root."""
+
+import argparse
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.config import Config
+
+from rkan_mmdet.launch import UserError, check_config, load_config
+
+ROOT = Path(__file__).parents[1]
+DEMO = str(ROOT / 'configs/demo/mask-rcnn_rkan-r18_fpn_shapes.py')
+COCO = str(ROOT / 'configs/rkan/mask-rcnn_rkan-r50_fpn_1x_coco.py')
+
+
+def load(config: str, work_dir: object = None, **options: object) -> Config:
+    arguments = dict(config=config, cfg_options=options, launcher='none', local_rank=0, work_dir=work_dir)
+    return load_config(argparse.Namespace(**arguments))
+
+
+def tool(name: str, *arguments: str, **env: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, str(ROOT / 'tools' / name), *arguments],
+        cwd=ROOT, env=dict(os.environ, **env), capture_output=True, text=True,
+    )  # fmt: skip
+
+
+def test_a_data_root_moves_every_path_under_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    for cfg in (load(COCO, data_root='/elsewhere'), load(COCO, data_root='/elsewhere/')):
+        assert cfg.train_dataloader.dataset.data_root == '/elsewhere/'
+        assert cfg.test_evaluator.ann_file == '/elsewhere/annotations/instances_val2017.json'
+        assert 'data/coco' not in cfg.pretty_text
+    monkeypatch.setenv('MMDET_DATASETS', '/env')
+    assert load(COCO).val_dataloader.dataset.data_root == '/env/'
+    assert load(COCO, data_root='/option').val_dataloader.dataset.data_root == '/option/'
+
+
+def test_work_dir_is_the_command_lines_or_the_configs_name() -> None:
+    assert load(COCO).work_dir == './work_dirs/mask-rcnn_rkan-r50_fpn_1x_coco'
+    assert load(COCO, 'here').work_dir == 'here'
+
+
+def test_missing_data_is_named(shapes_root: str) -> None:
+    with pytest.raises(
+        UserError, match=r'instances_train2017\.json of train_dataloader does not exist; name the folder'
+    ):
+        check_config(load(COCO, data_root='/nowhere'), ('train_dataloader',), loads_weights=False)
+    cfg = load(DEMO, data_root=shapes_root)
+    check_config(cfg, ('train_dataloader', 'val_dataloader'), loads_weights=True)
+    cfg.val_evaluator.ann_file = '/nowhere.json'
+    with pytest.raises(UserError, match='annotation file /nowhere.json of the evaluator'):
+        check_config(cfg, ('val_dataloader',), loads_weights=True)
+
+
+@pytest.mark.parametrize('source', ['torchvision://resnet50', '/nowhere/resnet50.pth'])
+def test_missing_weights_are_named(source: str, shapes_root: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr('importlib.util.find_spec', lambda name: None)
+    cfg = load(DEMO, data_root=shapes_root)
+    cfg.model.backbone.init_cfg = dict(type='Pretrained', checkpoint=source)
+    with pytest.raises(UserError, match=f'pretrained weights {source} .*init_cfg=None'):
+        check_config(cfg, ('train_dataloader',), loads_weights=True)
+    check_config(cfg, ('test_dataloader',), loads_weights=False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ('name', 'arguments', 'message'),
+    [
+        ('train.py', ['nowhere.py'], 'config nowhere.py does not exist'),
+        ('train.py', [DEMO, '--resume', 'nowhere.pth'], 'checkpoint nowhere.pth does not exist'),
+        ('train.py', [DEMO, '--cfg-options', 'data_root=/nowhere'], '/nowhere/annotations/instances_train.json'),
+        ('test.py', [DEMO, 'nowhere.pth'], 'checkpoint nowhere.pth does not exist'),
+        ('test.py', [DEMO, DEMO, '--out', 'a.json'], '--out must end in .pkl or .pickle, but got a.json'),
+        ('test.py', [DEMO, DEMO, '--tta'], '--tta can not merge masks'),
+        pytest.param(
+            'train.py', [DEMO, '--amp'], 'mixed precision .* needs a GPU',
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason='there is a GPU'),
+        ),
+    ],
+)  # fmt: skip
+def test_a_slip_is_one_line_and_an_exit_code(name: str, arguments: list, message: str) -> None:
+    result = tool(name, *arguments)
+    assert result.returncode == 1
+    lines = result.stderr.strip().splitlines()
+    assert len(lines) == 1, result.stderr
+    assert lines[0].startswith('error: ')
+    import re
+
+    assert re.search(message, lines[0])

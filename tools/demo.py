@@ -1,0 +1,65 @@
+"""The demo: make the shapes set, train an RKAN detector, score it by COCO mAP, and leave two pictures.
+
+What is done already is not done again; an interrupted training goes on where it stopped.
+"""
+
+import argparse
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from mmengine.config import Config
+
+from rkan_mmdet.data.shapes import make_shapes
+from rkan_mmdet.launch import UserError, run_tool
+from rkan_mmdet.plot import plot_curves, plot_predictions
+
+CONFIG = 'configs/demo/mask-rcnn_rkan-r18_fpn_shapes.py'
+
+
+def run(*command: str) -> None:
+    print('$ python ' + ' '.join(command), flush=True)
+    if subprocess.run([sys.executable, *command]).returncode:
+        raise UserError(f'`python {" ".join(command)}` failed; its messages are above')
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('--work-dir', type=Path, default=Path('work_dirs/demo'), help='default: %(default)s')
+    parser.add_argument('--retrain', action='store_true', help='train again; the old work dir is kept under a new name')
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    cfg = Config.fromfile(CONFIG)
+    try:
+        data = make_shapes(cfg.data_root.rstrip('/'))
+    except FileExistsError as error:
+        raise UserError(str(error)) from error
+    work_dir = args.work_dir
+    if args.retrain and work_dir.exists():
+        kept = work_dir.with_name(f'{work_dir.name}-until-{time.strftime("%Y%m%d-%H%M%S")}')
+        work_dir.rename(kept)
+        print(f'the former run is kept in {kept}')
+    checkpoint = work_dir / f'epoch_{cfg.train_cfg.max_epochs}.pth'
+    if checkpoint.exists():
+        print(f'{checkpoint} is there: not trained again (make demo ARGS=--retrain does)')
+    else:
+        run('tools/train.py', CONFIG, '--work-dir', str(work_dir), '--resume')
+    run('tools/test.py', CONFIG, str(checkpoint), '--work-dir', str(work_dir))
+    curves = plot_curves([work_dir], work_dir / 'curves.png')
+    pictures = plot_predictions(cfg, str(checkpoint), work_dir / 'predictions.png')
+    print(f"""
+The COCO figures are above. See also
+  {curves}        loss and AP by epoch
+  {pictures}   ground truth (left of each pair) beside predictions
+Next
+  the data        {data}/ is a COCO-format set: put yours in its place with --cfg-options data_root=DIR
+  the detector    {CONFIG}
+  real COCO       python tools/train.py configs/rkan/mask-rcnn_rkan-r50_fpn_1x_coco.py""")
+
+
+if __name__ == '__main__':
+    run_tool(main)
