@@ -1,8 +1,8 @@
 """Reads a golden case: outputs of the authors' own code on weights that are generated here.
 
 ``<case>.json`` holds the authors' settings, the input shape, the mode and their state-dict keys with shapes;
-``<case>.npz`` the outputs ``stage3`` and ``stage4``, whole, or a few hundred values with their flat ``stage3_index``, and
-fixed grids under their own key. ``python tests/golden_case.py FULL COMPACT`` makes the compact form of a folder.
+``<case>.npz`` the outputs ``stage3`` and ``stage4``, whole, or a few hundred values with their flat ``stage3_index``,
+and fixed grids under their own key. ``python tests/golden_case.py FULL COMPACT`` makes the compact form of a folder.
 """
 
 import json

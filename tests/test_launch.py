@@ -52,7 +52,7 @@ def test_missing_data_is_named(shapes_root: str) -> None:
     cfg = load(DEMO, data_root=shapes_root)
     check_config(cfg, ('train_dataloader', 'val_dataloader'), loads_weights=True)
     cfg.val_evaluator.ann_file = '/nowhere.json'
-    with pytest.raises(UserError, match='annotation file /nowhere.json of the evaluator'):
+    with pytest.raises(UserError, match=r'annotation file /nowhere\.json of the evaluator'):
         check_config(cfg, ('val_dataloader',), loads_weights=True)
 
 

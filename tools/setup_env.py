@@ -161,6 +161,9 @@ def install_mmcv() -> None:
 
 def build_mmcv(folder: Path) -> None:
     """Compile mmcv in the cache, where the object files of an interrupted build are found again."""
+    cuda = ask('import torch; print(torch.version.cuda if torch.cuda.is_available() else "")')
+    if cuda and not ask('from torch.utils.cpp_extension import CUDA_HOME; print(CUDA_HOME or "")'):
+        stop(f'there is a GPU but no nvcc to compile for it: install the CUDA {cuda} toolkit, or set CUDA_HOME to it')
     sources = folder / 'build'
     sources.mkdir(parents=True, exist_ok=True)
     tree = sources / MMCV.replace('==', '-')

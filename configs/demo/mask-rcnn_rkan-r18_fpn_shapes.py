@@ -79,8 +79,8 @@ test_dataloader = val_dataloader
 val_evaluator = dict(type='CocoMetric', ann_file=data_root + 'annotations/instances_val.json', metric=['bbox', 'segm'])
 test_evaluator = val_evaluator
 
-max_epochs = 28
-train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=max_epochs, val_interval=7)
+max_epochs = 10
+train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=max_epochs, val_interval=2)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
 optim_wrapper = dict(
@@ -99,7 +99,7 @@ param_scheduler = [
     ),
 ]
 default_hooks = dict(
-    logger=dict(interval=25), checkpoint=dict(interval=2, max_keep_ckpts=2), visualization=dict(draw=False)
+    logger=dict(interval=25), checkpoint=dict(interval=1, max_keep_ckpts=2), visualization=dict(draw=False)
 )
 randomness = dict(seed=1)
 auto_scale_lr = dict(enable=False, base_batch_size=8)

@@ -152,7 +152,7 @@ def _write_split(folder: Path, name: str, count: int, seed: int, size: int, quie
 
 def make_shapes(
     out: str | Path,
-    num_train: int = 400,
+    num_train: int = 1200,
     num_val: int = 50,
     train_seed: int = 1,
     val_seed: int = 2,
@@ -165,7 +165,7 @@ def make_shapes(
 
     Args:
         out (str or Path): The folder to make.
-        num_train (int): Images in ``train``. Defaults to 400.
+        num_train (int): Images in ``train``. Defaults to 1200.
         num_val (int): Images in ``val``. Defaults to 50.
         train_seed (int): Defaults to 1.
         val_seed (int): Must differ from ``train_seed``. Defaults to 2.
@@ -216,7 +216,7 @@ def make_shapes(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--out', default='data/shapes', help='the folder to make (default: %(default)s)')
-    for name, default in dict(num_train=400, num_val=50, train_seed=1, val_seed=2, size=192).items():
+    for name, default in dict(num_train=1200, num_val=50, train_seed=1, val_seed=2, size=192).items():
         parser.add_argument(f'--{name.replace("_", "-")}', type=int, default=default, help='default: %(default)s')
     try:
         print(f'{make_shapes(**vars(parser.parse_args()))} is ready')

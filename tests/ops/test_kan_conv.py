@@ -202,10 +202,8 @@ def test_only_the_input_is_kept_for_the_backward_pass() -> None:
 def test_the_reference_takes_plain_ints() -> None:
     conv = KANConv2d(2, stride=2)
     x = torch.randn(1, 2, 7, 7)
-    y = kan_conv2d_reference(
-        x, conv.linear_weight, conv.basis_weight, conv.basis_scale, basis=conv.basis, kernel_size=3, stride=2, padding=1,
-        dilation=1,
-    )  # fmt: skip
+    sizes = dict(kernel_size=3, stride=2, padding=1, dilation=1)
+    y = kan_conv2d_reference(x, conv.linear_weight, conv.basis_weight, conv.basis_scale, basis=conv.basis, **sizes)
     torch.testing.assert_close(y, conv(x))
 
 
