@@ -1,7 +1,9 @@
 """Backbones with residual KAN paths beside their stages."""
 
+from .plugins import SEPlugin
 from .residual_path import ResidualPath
 from .rkan import (
+    RKANBackbone,
     RKANRegNet,
     RKANRes2Net,
     RKANResNeSt,
@@ -12,6 +14,7 @@ from .rkan import (
 )
 
 __all__ = [
+    'RKANBackbone',
     'RKANRegNet',
     'RKANRes2Net',
     'RKANResNeSt',
@@ -19,5 +22,6 @@ __all__ = [
     'RKANResNet',
     'RKANResNetV1d',
     'ResidualPath',
+    'SEPlugin',
     'attach_paths',
 ]

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 import torch.utils.checkpoint
-from mmcv.cnn import build_norm_layer
+from mmcv.cnn import build_conv_layer, build_norm_layer
 from mmengine.model import BaseModule
 from mmengine.utils.dl_utils.parrots_wrapper import _BatchNorm
 from torch import Tensor, nn
@@ -126,6 +126,9 @@ class ResidualPath(BaseModule):
             Defaults to False.
         with_cp (bool): Whether to recompute the path in the backward pass to save memory. Defaults to False.
         backend (str): See :func:`rkan_mmdet.ops.kan_conv2d`. Defaults to ``'auto'``.
+        conv_cfg (dict, optional): A control arm: plain depthwise 3x3 convolutions of this type stand in place of the
+            KAN convolutions, e.g. ``dict(type='Conv2d')``; ``basis``, ``normalization`` and ``backend`` are then not
+            used. Defaults to None.
 
     Raises:
         TypeError: An argument is of the wrong type, or an option is unknown.
@@ -157,12 +160,15 @@ class ResidualPath(BaseModule):
         zero_init: bool = False,
         with_cp: bool = False,
         backend: str = 'auto',
+        conv_cfg: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         check_int('in_channels', in_channels, 1)
         check_int('out_channels', out_channels, 1)
         check_int('stride', stride, 1)
         check_int('num_kernels', num_kernels, 1)
+        if conv_cfg is not None and (not isinstance(conv_cfg, dict) or 'type' not in conv_cfg):
+            raise TypeError(f"conv_cfg must be None or a dict such as dict(type='Conv2d'), but got {conv_cfg!r}")
         if check_int('reduce_factor', reduce_factor, 1) > in_channels:
             raise ValueError(
                 f'reduce_factor must be at most the {in_channels} channels of the stage, but got {reduce_factor}'
@@ -173,15 +179,19 @@ class ResidualPath(BaseModule):
         channels = in_channels // reduce_factor
         if expand_factor is not None:
             channels = in_channels * check_int('expand_factor', expand_factor, 1)
-        first, second = (
-            dict(basis=_basis_of(basis, i), normalization=normalization, backend=backend) for i in range(2)
-        )
+
+        def build_conv(which: int, in_channels: int, kernels: int, stride: int) -> nn.Module:
+            if conv_cfg is not None:
+                options = dict(stride=stride, padding=1, groups=in_channels, bias=False)
+                return build_conv_layer(conv_cfg, in_channels, in_channels * kernels, 3, **options)
+            options = dict(basis=_basis_of(basis, which), normalization=normalization, backend=backend)
+            return KANConv2d(in_channels, kernels, stride=stride, **options)
 
         self.conv_reduce = nn.Conv2d(in_channels, channels, 1, bias=False)
-        self.kan_conv1 = KANConv2d(channels, num_kernels, stride=stride, **first)
+        self.kan_conv1 = build_conv(0, channels, num_kernels, stride)
         self.norm1 = _build_norm(norm_cfg, channels * num_kernels)
         self.conv_expand = nn.Conv2d(channels * num_kernels, out_channels, 1, bias=False)
-        self.kan_conv2 = KANConv2d(out_channels, **second) if check_bool('is_last', is_last) else None
+        self.kan_conv2 = build_conv(1, out_channels, 1, 1) if check_bool('is_last', is_last) else None
         self.norm2 = _build_norm(norm_cfg, out_channels)
         self.act = nn.SiLU()
         self.shortcut = None

@@ -26,8 +26,27 @@ _OPTIONS = tuple(
 )
 
 
-class _StageWithPath:
-    """Mixed into the class of a stage, so that the stage stays the module it was and keeps its state-dict keys."""
+class _Mixin:
+    """Mixed into the class of a module at run time, so that it stays the module it was, state-dict keys included."""
+
+    def __reduce_ex__(self, protocol: int) -> tuple:
+        if '_made_at_run_time' in vars(type(self)):  # then pickle can not find the class by name, so it is told how
+            return _new, type(self).__bases__, self.__dict__
+        return super().__reduce_ex__(protocol)
+
+
+@functools.cache
+def _mixed(mixin: type[_Mixin], cls: type[nn.Module]) -> type[nn.Module]:
+    return type(f'RKAN{cls.__name__}', (mixin, cls), dict(_made_at_run_time=True))
+
+
+def _new(mixin: type[_Mixin], cls: type[nn.Module]) -> nn.Module:
+    mixed = _mixed(mixin, cls)
+    return mixed.__new__(mixed)
+
+
+class _StageWithPath(_Mixin):
+    """The stage's own forward beside that of its path."""
 
     def forward(self, x: Tensor) -> Tensor:
         if isinstance(self, nn.Sequential):  # its own forward would run the path as one more block
@@ -44,20 +63,6 @@ class _StageWithPath:
             super().init_weights()
         else:  # a stage that is no mmengine module does not pass the call on
             self.rkan.init_weights()
-
-    def __reduce_ex__(self, protocol: int) -> tuple:
-        # The class is made at run time: pickle has to be told how.
-        return _new_stage, (type(self).__mro__[2],), self.__dict__
-
-
-@functools.cache
-def _with_path(cls: type[nn.Module]) -> type[nn.Module]:
-    return type(f'RKAN{cls.__name__}', (_StageWithPath, cls), {})
-
-
-def _new_stage(cls: type[nn.Module]) -> nn.Module:
-    stage_cls = _with_path(cls)
-    return stage_cls.__new__(stage_cls)
 
 
 def _probe(stage: nn.Module, name: str) -> tuple[int, int, int]:
@@ -152,11 +157,14 @@ def attach_paths(
     settings = _check_settings(stages, stage_with_rkan, rkan)
     for i, name in enumerate(stages):
         if stage_with_rkan[i]:
-            stage = backbone.get_submodule(name)
+            try:
+                stage = backbone.get_submodule(name)
+            except AttributeError as error:
+                raise ValueError(f'{type(backbone).__name__} has no stage {name!r}: {error}') from None
             in_channels, out_channels, stride = _probe(stage, name)
             path = ResidualPath(in_channels, out_channels, stride, is_last=i == len(stages) - 1, **settings[i])
             stage.add_module('rkan', path)
-            stage.__class__ = _with_path(type(stage))
+            stage.__class__ = _mixed(_StageWithPath, type(stage))
 
 
 @contextmanager
@@ -187,7 +195,68 @@ def _fresh_paths_said_once(backbone: nn.Module) -> Iterator[None]:
         )
 
 
-class _RKANBackbone:
+class _WithPaths(_Mixin):
+    """What a backbone with paths does otherwise than the plain one."""
+
+    def init_weights(self) -> None:
+        """As the plain backbone; the paths keep their own initialisation."""
+        with _fresh_paths_said_once(self):
+            super().init_weights()
+
+    def train(self, mode: bool = True) -> _WithPaths:
+        """As the plain backbone, but its ``norm_eval`` does not reach a path that is trained. Returns self."""
+        super().train(mode)
+        for module in self.modules():
+            if isinstance(module, ResidualPath) and module.conv_reduce.weight.requires_grad:
+                module.train(mode)
+        return self
+
+
+@MODELS.register_module()
+def RKANBackbone(
+    backbone: dict[str, Any],
+    stages: Sequence[str],
+    stage_with_rkan: Sequence[bool],
+    rkan: dict[str, Any] | Sequence[dict[str, Any] | None] | None = None,
+) -> nn.Module:
+    """Any backbone that is built of stages which take one tensor and give one, with residual KAN paths.
+
+    The backbone stays what it is: its class, its forward and its state-dict keys.
+
+    Args:
+        backbone (dict): Config of the plain backbone.
+        stages (Sequence[str]): Names of all its stages, in order, e.g. ``('stage1', 'stage2', 'stage3', 'stage4')``.
+        stage_with_rkan (Sequence[bool]): Which of them have a path.
+        rkan (dict or list, optional): Options of the paths, see :class:`RKANResNet`. Defaults to None.
+
+    Returns:
+        nn.Module: The backbone.
+
+    Raises:
+        TypeError: An argument is of the wrong type, or an option is unknown.
+        ValueError: A value is not allowed, or a stage is not one tensor to one tensor.
+
+    Examples:
+        >>> model = RKANBackbone(
+        ...     dict(type='mmdet.CSPNeXt', deepen_factor=0.17, widen_factor=0.25),
+        ...     stages=('stage1', 'stage2', 'stage3', 'stage4'), stage_with_rkan=(False, False, False, True))
+        >>> [tuple(f.shape) for f in model(torch.randn(2, 3, 64, 64))]
+        [(2, 64, 8, 8), (2, 128, 4, 4), (2, 256, 2, 2)]
+    """
+    if not isinstance(backbone, dict) or 'type' not in backbone:
+        raise TypeError(f"backbone must be a config such as dict(type='CSPNeXt'), but got {backbone!r}")
+    if not isinstance(stages, (tuple, list)) or not all(isinstance(name, str) for name in stages):
+        raise TypeError(f'stages must be a sequence of names, but got {stages!r}')
+    model = MODELS.build(backbone)
+    attach_paths(model, stages, stage_with_rkan, rkan)
+    if not isinstance(model, _WithPaths):
+        model.__class__ = _mixed(_WithPaths, type(model))
+    if hasattr(model, '_freeze_stages'):
+        model._freeze_stages()
+    return model
+
+
+class _RKANBackbone(_WithPaths):
     """Adds ``stage_with_rkan`` and ``rkan`` to a backbone of MMDetection that lists its stages in ``res_layers``."""
 
     _se_bias = False  # whether `se` has biases unless asked: it depends on the backbone in the authors' code
@@ -207,21 +276,7 @@ class _RKANBackbone:
             if given.get('type') == 'se':
                 options['aggregation'] = {'bias': self._se_bias, **given}
         attach_paths(self, self.res_layers, stage_with_rkan, settings)
-        self.stage_with_rkan = tuple(stage_with_rkan)
         self._freeze_stages()
-
-    def init_weights(self) -> None:
-        """As the plain backbone; the paths keep their own initialisation."""
-        with _fresh_paths_said_once(self):
-            super().init_weights()
-
-    def train(self, mode: bool = True) -> _RKANBackbone:
-        """As the plain backbone, but ``norm_eval`` does not reach the paths, which have their own. Returns self."""
-        super().train(mode)
-        for i, name in enumerate(self.res_layers):
-            if self.stage_with_rkan[i] and i + 1 > self.frozen_stages:
-                getattr(self, name).rkan.train(mode)
-        return self
 
 
 @MODELS.register_module()

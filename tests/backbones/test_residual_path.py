@@ -40,6 +40,7 @@ OPTIONS = [
     dict(basis=dict(type='RBF', grid_size=(3, 2)), is_last=True),
     dict(basis=dict(type='BSpline', grid_size=(3, 2), order=(3, 2)), is_last=True),
     dict(basis=dict(type='Linear'), is_last=True),
+    dict(conv_cfg=dict(type='Conv2d'), is_last=True),
     dict(normalization='arctan', is_last=True),
     dict(normalization='min-max'),
     dict(basis=dict(type='Jacobi', degree=(4, 1), alpha=(0.0, 1.0)), is_last=True),
@@ -60,6 +61,13 @@ def test_every_option_has_the_right_shape_and_trains_every_parameter(options: di
         assert parameter.grad is not None, name
         assert parameter.grad.abs().max() > 0, name
     assert x.grad.abs().max() > 0
+
+
+def test_the_control_arms_have_about_the_same_size() -> None:
+    arguments = dict(in_channels=1024, out_channels=2048, stride=2, is_last=True)
+    kan = count(ResidualPath(**arguments))
+    assert kan - count(ResidualPath(**arguments, basis=dict(type='Linear'))) == 54 + 45 - 18
+    assert count(ResidualPath(**arguments, conv_cfg=dict(type='Conv2d'))) == pytest.approx(kan, rel=0.02)
 
 
 def test_it_is_the_sequence_of_the_paper() -> None:
@@ -140,6 +148,7 @@ def test_norm_eval_is_the_paths_own() -> None:
             r"basis\['degree'\] must be one value or a pair",
         ),
         (dict(basis=dict(type='Chebyshev', degree=(3, 0)), is_last=True), ValueError, 'degree must be an int >= 1'),
+        (dict(conv_cfg='Conv2d'), TypeError, 'conv_cfg must be None or a dict'),
         (dict(backend='gpu'), ValueError, 'backend must be one of'),
     ],
 )

@@ -11,7 +11,7 @@ from mmdet.registry import MODELS
 from mmengine.logging import MMLogger
 from torch import nn
 
-from rkan_mmdet.backbones import RKANResNet, RKANResNeXt, attach_paths
+from rkan_mmdet.backbones import RKANBackbone, RKANResNet, RKANResNeXt, attach_paths
 
 SMALL = {
     'RKANResNet': dict(depth=18),
@@ -298,6 +298,72 @@ def test_a_stage_of_any_module() -> None:
     torch.testing.assert_close(net['a'].eval()(x), net['a'].conv(x) + net['a'].rkan(x))
     assert net['b'](net['a'](x)).shape == (2, 6, 5, 5)
     assert 'conv.weight' in net['a'].state_dict()
+
+
+CSPNEXT = dict(type='mmdet.CSPNeXt', deepen_factor=0.17, widen_factor=0.25)
+STAGES = ('stage1', 'stage2', 'stage3', 'stage4')
+
+
+def test_any_backbone_built_of_stages() -> None:
+    cfg = dict(CSPNEXT, frozen_stages=2, norm_eval=True)
+    options = dict(backbone=cfg, stages=STAGES, stage_with_rkan=(False, True, False, True))
+    model = MODELS.build(dict(type='RKANBackbone', **options, rkan=dict(zero_init=True)))
+    plain = MODELS.build(cfg)
+    assert isinstance(model, type(plain))
+    assert [key for key in model.state_dict() if '.rkan.' not in key] == list(plain.state_dict())
+    model.init_weights()
+    assert (model.stage4.rkan.norm2.weight == 0).all()
+    assert model.stage4.rkan.conv_reduce.weight.abs().max() <= model.stage4.rkan.conv_reduce.in_channels**-0.5
+    plain.load_state_dict(model.state_dict(), strict=False)
+    x = torch.randn(2, 3, 64, 96)
+    for a, b in zip(model.eval()(x), (plain.eval(), plain(x))[1]):
+        torch.testing.assert_close(a, b)
+    assert model.train() is model
+    assert model.stage4.rkan.norm1.training
+    assert not model.stage2.rkan.norm1.training
+    assert not any(p.requires_grad for p in model.stage2.rkan.parameters())
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert type(other) is type(model)
+        assert all(torch.equal(a, b) for a, b in zip(other.eval()(x), model.eval()(x)))
+
+
+@pytest.mark.parametrize(
+    ('options', 'error', 'message'),
+    [
+        (dict(backbone='CSPNeXt'), TypeError, 'backbone must be a config'),
+        (dict(stages='stage4'), TypeError, 'stages must be a sequence of names'),
+        (dict(stages=('stage7',), stage_with_rkan=(True,)), ValueError, "CSPNeXt has no stage 'stage7'"),
+        (
+            dict(
+                backbone=dict(type='mmdet.SwinTransformer', embed_dims=24, depths=(1, 1, 1, 1)),
+                stages=tuple(f'stages.{i}' for i in range(4)),
+            ),
+            ValueError,
+            "stage 'stages.3' .SwinBlockSequence. ",
+        ),
+    ],
+)
+def test_backbones_that_do_not_fit_are_named(options: dict, error: type, message: str) -> None:
+    default = dict(backbone=CSPNEXT, stages=STAGES, stage_with_rkan=(False, False, False, True))
+    with pytest.raises(error, match=message):
+        RKANBackbone(**dict(default, **options))
+
+
+def test_senet_and_gcnet_by_plugins() -> None:
+    se = [dict(cfg=dict(type='SEPlugin', ratio=16), position='after_conv3')]
+    model = RKANResNet(50, plugins=se)
+    added = sum(p.numel() for n, p in model.named_parameters() if '.se' in n)
+    widths, blocks = (256, 512, 1024, 2048), (3, 4, 6, 3)
+    assert added == sum(2 * w * w // 16 * n for w, n in zip(widths, blocks))
+    block, x = model.layer1[1], torch.randn(1, 256, 8, 8)
+    plugin = getattr(block, block.after_conv3_plugin_names[0])
+    pooled = x.mean((2, 3))
+    hidden = torch.relu(pooled @ plugin.conv1.weight[:, :, 0, 0].T)
+    expected = x * torch.sigmoid(hidden @ plugin.conv2.weight[:, :, 0, 0].T)[:, :, None, None]
+    torch.testing.assert_close(plugin(x), expected)
+    context = dict(cfg=dict(type='ContextBlock', ratio=1 / 4), stages=(False, True, True, True), position='after_conv3')
+    model = RKANResNet(50, plugins=[context]).eval()
+    assert [tuple(o.shape[1:]) for o in model(torch.randn(1, 3, 32, 32))][-1] == (2048, 1, 1)
 
 
 @pytest.mark.parametrize(
