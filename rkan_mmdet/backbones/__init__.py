@@ -11,6 +11,7 @@ from .rkan import (
     RKANResNetV1d,
     RKANResNeXt,
     attach_paths,
+    probe_stage,
 )
 
 __all__ = [
@@ -24,4 +25,5 @@ __all__ = [
     'ResidualPath',
     'SEPlugin',
     'attach_paths',
+    'probe_stage',
 ]

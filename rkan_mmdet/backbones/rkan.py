@@ -65,7 +65,7 @@ class _StageWithPath(_Mixin):
             self.rkan.init_weights()
 
 
-def _probe(stage: nn.Module, name: str) -> tuple[int, int, int]:
+def probe_stage(stage: nn.Module, name: str) -> tuple[int, int, int]:
     """Input channels, output channels and stride of a stage, asked of the stage itself."""
     convs = [module for module in stage.modules() if isinstance(module, nn.Conv2d)]
     if not convs:
@@ -161,7 +161,7 @@ def attach_paths(
                 stage = backbone.get_submodule(name)
             except AttributeError as error:
                 raise ValueError(f'{type(backbone).__name__} has no stage {name!r}: {error}') from None
-            in_channels, out_channels, stride = _probe(stage, name)
+            in_channels, out_channels, stride = probe_stage(stage, name)
             path = ResidualPath(in_channels, out_channels, stride, is_last=i == len(stages) - 1, **settings[i])
             stage.add_module('rkan', path)
             stage.__class__ = _mixed(_StageWithPath, type(stage))
