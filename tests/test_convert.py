@@ -57,10 +57,10 @@ def test_what_does_not_fit_is_named() -> None:
         from_authors(dict(theirs, **{'extra.weight': torch.zeros(1)}), model)
     with pytest.raises(ValueError, match=r'does not make layer4\.rkan\.conv_reduce\.weight'):
         from_authors(theirs, RKANResNet(18, rkan=dict(expand_factor=2)))
+    rbf = RKANResNet(18, rkan=dict(basis=dict(type='RBF', grid_size=(3, 2))))
+    state = to_authors(rbf.state_dict(), rbf)
+    state['kan_conv1.3.convs.0.conv.rbf.grid'] = torch.tensor([-2.0, 0.0, 2.0])
     with pytest.raises(ValueError, match='is not the grid of RBF'):
-        rbf = RKANResNet(18, rkan=dict(basis=dict(type='RBF', grid_size=(3, 2))))
-        state = to_authors(rbf.state_dict(), rbf)
-        state['kan_conv1.3.convs.0.conv.rbf.grid'] = torch.tensor([-2.0, 0.0, 2.0])
         from_authors(state, rbf)
     with pytest.raises(ValueError, match='no residual path'):
         to_authors(ResNet(18).state_dict(), RKANResNet(18, stage_with_rkan=(False,) * 4))
