@@ -32,6 +32,23 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
 
 
+def read_config(path: str) -> Config:
+    """Read a config file.
+
+    Raises:
+        UserError: The file is missing or can not be read.
+    """
+    if not Path(path).is_file():
+        raise UserError(f'config {path} does not exist')
+    with warnings.catch_warnings():
+        # mmengine looks up `mmdet::` bases by pkg_resources, which warns; the stack pins a setuptools that has it
+        warnings.filterwarnings('ignore', 'pkg_resources is deprecated')
+        try:
+            return Config.fromfile(path)
+        except (SyntaxError, FileNotFoundError, KeyError, AttributeError, ImportError, TypeError) as error:
+            raise UserError(f'config {path} can not be read: {type(error).__name__}: {error}') from error
+
+
 def load_config(args: argparse.Namespace) -> Config:
     """Read ``args.config`` and apply ``args.cfg_options``, ``args.launcher`` and ``args.work_dir``.
 
@@ -41,16 +58,9 @@ def load_config(args: argparse.Namespace) -> Config:
     Raises:
         UserError: The file is missing or can not be read.
     """
-    # mmengine looks up `mmdet::` bases by pkg_resources, which warns; the stack pins a setuptools that has it
-    warnings.filterwarnings('ignore', 'pkg_resources is deprecated')
     if 'LOCAL_RANK' not in os.environ:
         os.environ['LOCAL_RANK'] = str(args.local_rank)
-    if not Path(args.config).is_file():
-        raise UserError(f'config {args.config} does not exist')
-    try:
-        cfg = Config.fromfile(args.config)
-    except (SyntaxError, FileNotFoundError, KeyError, AttributeError, ImportError, TypeError) as error:
-        raise UserError(f'config {args.config} can not be read: {type(error).__name__}: {error}') from error
+    cfg = read_config(args.config)
     cfg.launcher = args.launcher
     options = dict(args.cfg_options or {})
     root = options.pop('data_root', None) or os.environ.get('MMDET_DATASETS')

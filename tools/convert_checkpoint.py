@@ -9,11 +9,10 @@ import pickle
 from pathlib import Path
 
 import torch
-from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 
 from rkan_mmdet.convert import from_authors, from_plain, to_authors
-from rkan_mmdet.launch import UserError, check_checkpoint, run_tool
+from rkan_mmdet.launch import UserError, check_checkpoint, read_config, run_tool
 
 
 def parse_args() -> argparse.Namespace:
@@ -30,11 +29,9 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     check_checkpoint(args.src)
-    if not Path(args.config).is_file():
-        raise UserError(f'config {args.config} does not exist')
     if args.dst.exists() and not (args.overwrite or args.dry_run):
         raise UserError(f'{args.dst} exists; name another file, or say --overwrite')
-    cfg = Config.fromfile(args.config)
+    cfg = read_config(args.config)
     init_default_scope(cfg.get('default_scope', 'mmdet'))
     try:
         source = torch.load(args.src, map_location='cpu', weights_only=True)

@@ -9,10 +9,8 @@ import sys
 import time
 from pathlib import Path
 
-from mmengine.config import Config
-
 from rkan_mmdet.data.shapes import make_shapes
-from rkan_mmdet.launch import UserError, run_tool
+from rkan_mmdet.launch import UserError, read_config, run_tool
 from rkan_mmdet.plot import plot_curves, plot_predictions
 
 CONFIG = 'configs/demo/mask-rcnn_rkan-r18_fpn_shapes.py'
@@ -33,7 +31,7 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    cfg = Config.fromfile(CONFIG)
+    cfg = read_config(CONFIG)
     try:
         data = make_shapes(cfg.data_root.rstrip('/'))
     except FileExistsError as error:

@@ -129,6 +129,8 @@ class ResidualPath(BaseModule):
         conv_cfg (dict, optional): A control arm: plain depthwise 3x3 convolutions of this type stand in place of the
             KAN convolutions, e.g. ``dict(type='Conv2d')``; ``basis``, ``normalization`` and ``backend`` are then not
             used. Defaults to None.
+        adapter (bool): Whether the path is trained although its stage is frozen (``frozen_stages``), as an adapter
+            beside a frozen backbone. Defaults to False.
 
     Raises:
         TypeError: An argument is of the wrong type, or an option is unknown.
@@ -161,6 +163,7 @@ class ResidualPath(BaseModule):
         with_cp: bool = False,
         backend: str = 'auto',
         conv_cfg: dict[str, Any] | None = None,
+        adapter: bool = False,
     ) -> None:
         super().__init__()
         check_int('in_channels', in_channels, 1)
@@ -176,6 +179,7 @@ class ResidualPath(BaseModule):
         self.norm_eval = check_bool('norm_eval', norm_eval)
         self.zero_init = check_bool('zero_init', zero_init)
         self.with_cp = check_bool('with_cp', with_cp)
+        self.adapter = check_bool('adapter', adapter)
         channels = in_channels // reduce_factor
         if expand_factor is not None:
             channels = in_channels * check_int('expand_factor', expand_factor, 1)

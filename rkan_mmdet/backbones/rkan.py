@@ -203,6 +203,13 @@ class _WithPaths(_Mixin):
         with _fresh_paths_said_once(self):
             super().init_weights()
 
+    def _freeze_stages(self) -> None:
+        if hasattr(super(), '_freeze_stages'):
+            super()._freeze_stages()
+        for module in self.modules():
+            if isinstance(module, ResidualPath) and module.adapter:
+                module.requires_grad_(True)
+
     def train(self, mode: bool = True) -> _WithPaths:
         """As the plain backbone, but its ``norm_eval`` does not reach a path that is trained. Returns self."""
         super().train(mode)
@@ -251,8 +258,7 @@ def RKANBackbone(
     attach_paths(model, stages, stage_with_rkan, rkan)
     if not isinstance(model, _WithPaths):
         model.__class__ = _mixed(_WithPaths, type(model))
-    if hasattr(model, '_freeze_stages'):
-        model._freeze_stages()
+    model._freeze_stages()
     return model
 
 

@@ -130,6 +130,32 @@ def test_frozen_stages_freeze_the_paths_from_construction(name: str, frozen: int
             assert path.norm1.training == (i > frozen), (state, stage)
 
 
+def test_an_adapter_keeps_nothing_of_the_frozen_part() -> None:
+    model = RKANResNet(18, frozen_stages=4, rkan=dict(adapter=True, zero_init=True)).train()
+    trained = [name for name, p in model.named_parameters() if p.requires_grad]
+    assert trained == [f'layer4.rkan.{name}' for name, _ in model.layer4.rkan.named_parameters()]
+    assert model.layer4.rkan.norm1.training
+    assert not model.layer4[0].bn1.training
+    x, saved = torch.randn(2, 3, 128, 128), {}
+
+    def note(t: torch.Tensor) -> torch.Tensor:
+        saved[t.data_ptr()] = t.numel()
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
+        outs = model(x)
+        kept = sum(saved.values())
+        saved.clear()
+        RKANResNet(18, frozen_stages=3).train()(x)
+        unfrozen = sum(saved.values())
+    assert [o.requires_grad for o in outs] == [False, False, False, True]
+    # the path's input is a feature of stage 3; all else that is kept is the path's own
+    assert kept < 0.5 * unfrozen
+    outs[3].sum().backward()
+    assert all(p.grad is None for name, p in model.named_parameters() if '.rkan.' not in name)
+    assert all(p.grad is not None for p in model.layer4.rkan.parameters())
+
+
 def test_norm_eval_of_the_backbone_does_not_reach_a_path() -> None:
     model = RKANResNet(18, norm_eval=True, stage_with_rkan=ALL, rkan=[None, None, dict(norm_eval=True), None])
     model.train()

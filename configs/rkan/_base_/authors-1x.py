@@ -1,0 +1,40 @@
+# The authors' recipe, as far as MMDetection's parts go; docs/recipes.md lists item by item what differs.
+# Batch 8 in all: 8 images on one GPU. Mixed precision needs a GPU.
+max_epochs = 12
+train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=max_epochs, val_interval=1)
+val_cfg = dict(type='ValLoop')
+test_cfg = dict(type='TestLoop')
+param_scheduler = [
+    dict(type='MultiStepLR', begin=0, end=max_epochs, by_epoch=True, milestones=[8, 11], gamma=0.1)
+]
+optim_wrapper = dict(
+    type='AmpOptimWrapper',
+    loss_scale='dynamic',
+    optimizer=dict(type='SGD', lr=0.01, momentum=0.9, nesterov=True, weight_decay=0.0001))
+auto_scale_lr = dict(enable=False, base_batch_size=8)
+
+authors_train_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
+    dict(type='FilterAnnotations', min_gt_bbox_wh=(2, 2), keep_empty=False),
+    dict(type='Resize', scale=(1066, 640), keep_ratio=True),
+    dict(type='RandomFlip', prob=0.5),
+    dict(
+        type='RandomApply',
+        prob=0.3,
+        transforms=[
+            dict(
+                type='PhotoMetricDistortion',
+                brightness_delta=51,
+                contrast_range=(0.8, 1.2),
+                saturation_range=(0.8, 1.2),
+                hue_delta=18)
+        ]),
+    dict(type='PackDetInputs')
+]
+authors_test_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='Resize', scale=(1066, 640), keep_ratio=True),
+    dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
+    dict(type='PackDetInputs', meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor'))
+]

@@ -1,0 +1,7 @@
+_base_ = ['./faster-rcnn_r50_fpn_authors-1x_coco.py']
+
+model = dict(
+    backbone=dict(
+        type='RKANResNet',
+        rkan=dict(expand_factor=2),
+        init_cfg=dict(checkpoint='work_dirs/rkan-r50-2xl_in1k/backbone.pth')))

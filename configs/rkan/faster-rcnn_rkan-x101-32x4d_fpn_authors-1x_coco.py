@@ -1,0 +1,9 @@
+_base_ = ['./faster-rcnn_r50_fpn_authors-1x_coco.py']
+
+model = dict(
+    backbone=dict(
+        type='RKANResNeXt',
+        depth=101,
+        groups=32,
+        base_width=4,
+        init_cfg=dict(checkpoint='work_dirs/rkan-x101-32x4d_in1k/backbone.pth')))

@@ -1,0 +1,7 @@
+_base_ = ['./mask-rcnn_r50_fpn_authors-1x_coco.py']
+
+model = dict(
+    backbone=dict(
+        type='RKANResNet',
+        stage_with_rkan=(False, False, True, True),
+        init_cfg=dict(checkpoint='work_dirs/rkan-e-r50_in1k/backbone.pth')))

@@ -1,0 +1,4 @@
+_base_ = ['mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py']
+custom_imports = dict(imports=['rkan_mmdet'])
+
+model = dict(backbone=dict(type='RKANResNet', rkan=dict(expand_factor=4, zero_init=True)))
