@@ -5,7 +5,7 @@ import warnings
 from .version import __version__
 
 try:
-    from . import backbones
+    from . import backbones  # noqa: F401
     from .checkpoint import allow_checkpoint_globals
 except Exception as error:  # a broken build of mmcv fails in many ways
     # rkan_mmdet.ops needs torch alone and must not die of a broken MMDetection.
@@ -15,4 +15,4 @@ except Exception as error:  # a broken build of mmcv fails in many ways
 else:
     allow_checkpoint_globals()
 
-__all__ = ['__version__', 'backbones']
+__all__ = ['__version__']
