@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -103,6 +104,8 @@ def plot_predictions(
     visualizer = VISUALIZERS.build(dict(type='DetLocalVisualizer', name='plot_predictions'))
     visualizer.dataset_meta = dataset.metainfo
     pictures: list[Any] = []
+    # boxes at the border are drawn as far as they are inside
+    warnings.filterwarnings('ignore', 'Warning: The (bbox|polygon) is out of bounds')
     for i in range(min(count, len(dataset))):
         data = dataset[i]
         with torch.no_grad():

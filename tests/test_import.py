@@ -17,7 +17,7 @@ def python(code: str, path: Path) -> subprocess.CompletedProcess:
 def test_a_broken_stack_is_a_warning_and_the_op_still_works(name: str, error: str, tmp_path: Path) -> None:
     (tmp_path / f'{name}.py').write_text(f"raise {error}('broken on purpose')")
     result = python(
-        'import rkan_mmdet, torch; from rkan_mmdet.ops import KANConv2d; print(KANConv2d(2)(torch.ones(1, 2, 4, 4)).shape)',
+        'import torch; from rkan_mmdet.ops import KANConv2d; print(KANConv2d(2)(torch.ones(1, 2, 4, 4)).shape)',
         tmp_path,
     )
     assert result.returncode == 0, result.stderr
@@ -29,13 +29,15 @@ def test_a_broken_stack_is_a_warning_and_the_op_still_works(name: str, error: st
 def test_the_op_imports_nothing_of_the_stack_by_itself() -> None:
     for file in (Path(__file__).parents[1] / 'rkan_mmdet/ops').glob('*.py'):
         text = file.read_text()
-        assert not any(f'import {name}' in text or f'from {name}' in text for name in ('mmengine', 'mmcv', 'mmdet')), file
+        assert not any(f'import {name}' in text or f'from {name}' in text for name in ('mmengine', 'mmcv', 'mmdet')), (
+            file
+        )
 
 
 def test_custom_imports_is_all_a_config_needs(tmp_path: Path) -> None:
     (tmp_path / 'config.py').write_text("custom_imports = dict(imports=['rkan_mmdet'])\n")
     result = python(
-        f"from mmengine.config import Config; Config.fromfile({str(tmp_path / 'config.py')!r}); "
+        f'from mmengine.config import Config; Config.fromfile({str(tmp_path / "config.py")!r}); '
         "from mmdet.registry import MODELS; print(MODELS.get('RKANResNet').__name__); "
         "from mmengine.registry import MODELS; print(MODELS.get('RKANResNeXt').__name__)",
         tmp_path,

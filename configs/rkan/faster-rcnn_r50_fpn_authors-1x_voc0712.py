@@ -1,6 +1,8 @@
 _base_ = [
-    'mmdet::_base_/models/faster-rcnn_r50_fpn.py', 'mmdet::_base_/datasets/voc0712.py',
-    'mmdet::_base_/default_runtime.py', './_base_/authors-1x.py'
+    'mmdet::_base_/models/faster-rcnn_r50_fpn.py',
+    'mmdet::_base_/datasets/voc0712.py',
+    'mmdet::_base_/default_runtime.py',
+    './_base_/authors-1x.py',
 ]
 custom_imports = dict(imports=['rkan_mmdet'])
 
@@ -9,9 +11,11 @@ model = dict(
     backbone=dict(
         frozen_stages=-1,
         norm_eval=False,
-        init_cfg=dict(_delete_=True, type='Pretrained', checkpoint='work_dirs/r50_in1k/backbone.pth')),
+        init_cfg=dict(_delete_=True, type='Pretrained', checkpoint='work_dirs/r50_in1k/backbone.pth'),
+    ),
     rpn_head=dict(anchor_generator=dict(base_sizes=[1] * 5, scales=[32, 64, 128, 256, 512])),
-    roi_head=dict(bbox_head=dict(num_classes=20)))
+    roi_head=dict(bbox_head=dict(num_classes=20)),
+)
 
 train_pipeline = _base_.authors_train_pipeline
 test_pipeline = _base_.authors_test_pipeline
@@ -20,7 +24,8 @@ voc = dict(
     type='VOCDataset',
     data_root='data/VOCdevkit/',
     filter_cfg=dict(filter_empty_gt=False, min_size=0),
-    pipeline=train_pipeline)
+    pipeline=train_pipeline,
+)
 train_dataloader = dict(
     batch_size=8,
     num_workers=8,
@@ -29,8 +34,12 @@ train_dataloader = dict(
         type='ConcatDataset',
         ignore_keys=['dataset_type'],
         datasets=[
-            dict(**voc, ann_file=f'VOC{year}/ImageSets/Main/trainval.txt', data_prefix=dict(sub_data_root=f'VOC{year}/'))
+            dict(
+                **voc, ann_file=f'VOC{year}/ImageSets/Main/trainval.txt', data_prefix=dict(sub_data_root=f'VOC{year}/')
+            )
             for year in (2007, 2012)
-        ]))
+        ],
+    ),
+)
 val_dataloader = dict(dataset=dict(pipeline=test_pipeline))
 test_dataloader = val_dataloader

@@ -10,4 +10,6 @@ model = dict(
         groups=32,
         base_width=8,
         rkan=dict(zero_init=True),
-        init_cfg=dict(checkpoint='open-mmlab://detectron2/resnext101_32x8d')))
+        init_cfg=dict(checkpoint='open-mmlab://detectron2/resnext101_32x8d'),
+    ),
+)

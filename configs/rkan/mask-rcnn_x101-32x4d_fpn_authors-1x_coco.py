@@ -6,4 +6,6 @@ model = dict(
         depth=101,
         groups=32,
         base_width=4,
-        init_cfg=dict(checkpoint='work_dirs/x101-32x4d_in1k/backbone.pth')))
+        init_cfg=dict(checkpoint='work_dirs/x101-32x4d_in1k/backbone.pth'),
+    )
+)

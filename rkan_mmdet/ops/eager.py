@@ -7,6 +7,7 @@ x = 0, which makes zero padding exact; what the shift takes away is one constant
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -49,27 +50,43 @@ def _fold(
     return kernels.reshape(*kernels.shape[:2], *kernel_size), constant
 
 
-def _planes(u: Tensor, spec: _Spec) -> list[Tensor]:
-    """The functions of ``u``, each shifted to be 0 where x = 0."""
-    if spec.monomial:
-        out = [u]
-        for _ in range(spec.basis.degree - 1):
-            out.append(out[-1] * u)
-        return out
-    values, zeros = spec.basis.values(u), spec.basis.values(u.new_zeros(()))
-    skip = isinstance(spec.basis, Polynomial)  # P_0 is constant
-    return [value - zero for value, zero in zip(values[skip:], zeros[skip:])]
+def _powers(u: Tensor, degree: int) -> Iterator[Tensor]:
+    """u, u^2 .. u^degree. Each may be gone when the next is asked for: fresh memory costs more than the product."""
+    yield u
+    power = u
+    for m in range(2, degree + 1):
+        power = power * u if m == 2 or torch.is_grad_enabled() else power.mul_(u)
+        yield power
 
 
-def _slopes(u: Tensor, spec: _Spec) -> list[Tensor | float]:
-    """The derivatives of the planes by ``u``."""
+def _planes(x: Tensor, spec: _Spec) -> Iterator[Tensor]:
+    """x and its functions, each shifted to be 0 where x = 0, to be used one by one."""
+    yield x
+    if not spec.basis.num_functions:
+        return
+    u = torch.tanh(x) if spec.basis.on_domain else x
     if spec.monomial:
-        out, power = [1.0], u
-        for m in range(2, spec.basis.degree + 1):
-            out.append(power * m)
-            power = power * u
-        return out
-    return spec.basis.derivatives(u)[isinstance(spec.basis, Polynomial) :]
+        yield from _powers(u, spec.basis.degree)
+    else:
+        skip = isinstance(spec.basis, Polynomial)  # P_0 is constant
+        for value, zero in zip(spec.basis.values(u)[skip:], spec.basis.values(u.new_zeros(()))[skip:]):
+            yield value - zero
+
+
+def _slopes(x: Tensor, spec: _Spec) -> Iterator[Tensor | None]:
+    """The derivatives by x of what :func:`_planes` gives, to be used one by one; None is 1."""
+    yield None
+    if not spec.basis.num_functions:
+        return
+    u = torch.tanh(x) if spec.basis.on_domain else x
+    by_x = 1 - u * u if spec.basis.on_domain else None
+    if spec.monomial:
+        yield by_x
+        for m, power in zip(range(2, spec.basis.degree + 1), _powers(u, spec.basis.degree - 1)):
+            yield power * m * by_x
+    else:
+        for slope in spec.basis.derivatives(u)[isinstance(spec.basis, Polynomial) :]:
+            yield slope if by_x is None else slope * by_x
 
 
 class _PlanesConv2d(torch.autograd.Function):
@@ -78,18 +95,12 @@ class _PlanesConv2d(torch.autograd.Function):
     @staticmethod
     def forward(x: Tensor, kernels: Tensor, spec: _Spec) -> Tensor:
         channels = x.shape[1]
-        x = x.to(kernels.dtype)
-        planes = [x]
-        if spec.basis.num_functions:
-            planes += _planes(torch.tanh(x) if spec.basis.on_domain else x, spec)
-        outputs = []
-        for kernel in kernels:
-            y = None
-            for plane, weight in zip(planes, kernel):
+        outputs: list[Tensor | None] = [None] * len(kernels)
+        for p, plane in enumerate(_planes(x.to(kernels.dtype), spec)):
+            for k, weight in enumerate(kernels[:, p]):
                 weight = weight.expand(channels, 1, *weight.shape)
                 part = F.conv2d(plane, weight, None, spec.stride, spec.padding, spec.dilation, channels)
-                y = part if y is None else y.add_(part)
-            outputs.append(y)
+                outputs[k] = part if p == 0 else outputs[k].add_(part)
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
 
     @staticmethod
@@ -101,37 +112,32 @@ class _PlanesConv2d(torch.autograd.Function):
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         saved, kernels = ctx.saved_tensors
         spec, channels = ctx.spec, saved.shape[1]
+        grad_x = grad_kernels = None
         with torch.autocast(saved.device.type, enabled=False):
-            x, grad = saved.to(kernels.dtype), grad.to(kernels.dtype)
-            u, planes, slopes = x, [x], [1.0]
-            if spec.basis.num_functions:
-                u = torch.tanh(x) if spec.basis.on_domain else x
-                planes += _planes(u, spec)
-                slopes += _slopes(u, spec)
-            need_x, need_kernels = ctx.needs_input_grad[:2]
-            grad_kernels: list[list[Tensor]] = []
-            grad_planes: list[Tensor | None] = [None] * len(planes)
-            for kernel, g in zip(kernels, grad.split(channels, dim=1)):
-                grad_kernels.append([])
-                for p, (plane, weight) in enumerate(zip(planes, kernel)):
-                    weight = weight.expand(channels, 1, *weight.shape)
-                    grad_plane, grad_weight, _ = torch.ops.aten.convolution_backward(
-                        g, plane, weight, None, spec.stride, spec.padding, spec.dilation, False, [0, 0], channels,
-                        [need_x, need_kernels, False],
-                    )  # fmt: skip
-                    if need_x:
-                        grad_planes[p] = grad_plane if grad_planes[p] is None else grad_planes[p] + grad_plane
-                    if need_kernels:
-                        grad_kernels[-1].append(grad_weight.sum((0, 1)))
-            grad_x = None
-            if need_x:
-                grad_x = grad_planes[0]
-                if len(planes) > 1:
-                    by_u = sum(g * slope for g, slope in zip(grad_planes[1:], slopes[1:]))
-                    grad_x = grad_x + (by_u * (1 - u * u) if spec.basis.on_domain else by_u)
+            x = saved.to(kernels.dtype)
+            grads = grad.to(kernels.dtype).split(channels, dim=1)
+
+            def convolution_backward(plane: Tensor, k: int, p: int, of_plane: bool) -> Tensor:
+                weight = kernels[k, p].expand(channels, 1, *kernels.shape[2:])
+                return torch.ops.aten.convolution_backward(
+                    grads[k], plane, weight, None, spec.stride, spec.padding, spec.dilation, False, [0, 0], channels,
+                    [of_plane, not of_plane, False],
+                )[0 if of_plane else 1]  # fmt: skip
+
+            if ctx.needs_input_grad[0]:
+                for p, slope in enumerate(_slopes(x, spec)):
+                    for k in range(len(grads)):
+                        part = convolution_backward(x, k, p, True)  # only the shape of the plane counts here
+                        part = part if slope is None else part * slope
+                        grad_x = part if grad_x is None else grad_x + part
                 grad_x = grad_x.to(saved.dtype)
-            stacked = torch.stack([torch.stack(row) for row in grad_kernels]) if need_kernels else None
-        return grad_x, stacked, None
+            if ctx.needs_input_grad[1]:
+                columns = [
+                    torch.stack([convolution_backward(plane, k, p, False).sum((0, 1)) for k in range(len(grads))])
+                    for p, plane in enumerate(_planes(x, spec))
+                ]
+                grad_kernels = torch.stack(columns, dim=1)
+        return grad_x, grad_kernels, None
 
 
 def kan_conv2d_eager(

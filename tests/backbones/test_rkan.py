@@ -177,6 +177,22 @@ def test_group_norm_and_sync_bn_can_be_chosen() -> None:
     assert isinstance(model.layer4.rkan.norm2, nn.SyncBatchNorm)
 
 
+@pytest.mark.parametrize(
+    'options',
+    [
+        dict(norm_cfg=dict(type='SyncBN')),
+        dict(norm_cfg=dict(type='GN', num_groups=8)),
+        dict(dcn=dict(type='DCNv2', deform_groups=1), stage_with_dcn=(False, True, True, True)),
+        dict(style='caffe'),
+        dict(with_cp=True),
+    ],
+    ids=str,
+)
+def test_options_of_the_plain_blocks(options: dict) -> None:
+    model = RKANResNet(50, **options).eval()
+    assert [o.shape[1] for o in model(torch.randn(1, 3, 64, 64))] == [256, 512, 1024, 2048]
+
+
 def test_initialisation_after_init_weights() -> None:
     model = RKANResNet(50, stage_with_rkan=ALL, rkan=dict(aggregation='gating', shortcut=True))
     model.init_weights()

@@ -4,13 +4,12 @@ max_epochs = 12
 train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=max_epochs, val_interval=1)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
-param_scheduler = [
-    dict(type='MultiStepLR', begin=0, end=max_epochs, by_epoch=True, milestones=[8, 11], gamma=0.1)
-]
+param_scheduler = [dict(type='MultiStepLR', begin=0, end=max_epochs, by_epoch=True, milestones=[8, 11], gamma=0.1)]
 optim_wrapper = dict(
     type='AmpOptimWrapper',
     loss_scale='dynamic',
-    optimizer=dict(type='SGD', lr=0.01, momentum=0.9, nesterov=True, weight_decay=0.0001))
+    optimizer=dict(type='SGD', lr=0.01, momentum=0.9, nesterov=True, weight_decay=0.0001),
+)
 auto_scale_lr = dict(enable=False, base_batch_size=8)
 
 authors_train_pipeline = [
@@ -28,13 +27,15 @@ authors_train_pipeline = [
                 brightness_delta=51,
                 contrast_range=(0.8, 1.2),
                 saturation_range=(0.8, 1.2),
-                hue_delta=18)
-        ]),
-    dict(type='PackDetInputs')
+                hue_delta=18,
+            )
+        ],
+    ),
+    dict(type='PackDetInputs'),
 ]
 authors_test_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='Resize', scale=(1066, 640), keep_ratio=True),
     dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
-    dict(type='PackDetInputs', meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor'))
+    dict(type='PackDetInputs', meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')),
 ]
