@@ -195,3 +195,6 @@ def run_tool(main: Any) -> None:
         main()
     except UserError as error:
         raise SystemExit(f'error: {error}') from None
+    finally:
+        if torch.distributed.is_initialized():  # gloo's threads abort a process that ends without this
+            torch.distributed.destroy_process_group()

@@ -38,7 +38,7 @@ def test_config(path: str, tmp_path: Path) -> None:
     total.backward()
     idle = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
     assert not idle, idle
-    assert any('rkan' in name for name, _ in model.named_parameters())
+    assert any('.rkan.' in name for name, _ in model.named_parameters()) == ('_rkan-' in path)
 
     model.eval()
     with torch.no_grad():
