@@ -32,22 +32,21 @@ class _Spec(NamedTuple):
 
 
 def _fold(
-    linear_weight: Tensor, basis_weight: Tensor | None, linear_bias: Tensor | None, kernel_size: tuple[int, int], spec
-) -> tuple[Tensor, Tensor | None]:
-    """The depthwise kernels (K, planes, kh, kw) and the constant (K,) that is added to every output."""
-    planes, constant = [linear_weight[..., None]], linear_bias
-    if basis_weight is not None:
-        basis = spec.basis
-        if spec.monomial:
-            basis_weight = basis_weight @ basis_weight.new_tensor(basis.monomials())
-            at_zero = basis_weight[..., 0].sum(1)
-        else:
-            zero = torch.zeros((), dtype=basis_weight.dtype, device=basis_weight.device)
-            at_zero = basis_weight.sum(1) @ torch.stack(basis.values(zero))
-        constant = at_zero if constant is None else constant + at_zero
-        planes.append(basis_weight[..., 1:] if isinstance(basis, Polynomial) else basis_weight)
-    kernels = torch.cat(planes, dim=-1).transpose(1, 2)
-    return kernels.reshape(*kernels.shape[:2], *kernel_size), constant
+    basis_weight: Tensor | None, linear_bias: Tensor | None, kernel_size: tuple[int, int], spec: _Spec
+) -> tuple[Tensor | None, Tensor | None]:
+    """The kernels (K, planes, kh, kw) of the functions, and the constant (K,) that is added to every output."""
+    if basis_weight is None:
+        return None, linear_bias
+    basis = spec.basis
+    if spec.monomial:
+        basis_weight = basis_weight @ basis_weight.new_tensor(basis.monomials())
+        constant = basis_weight[..., 0].sum(1)
+    else:
+        zero = torch.zeros((), dtype=basis_weight.dtype, device=basis_weight.device)
+        constant = basis_weight.sum(1) @ torch.stack(basis.values(zero))
+    kernels = (basis_weight[..., 1:] if isinstance(basis, Polynomial) else basis_weight).transpose(1, 2)
+    kernels = kernels.reshape(*kernels.shape[:2], *kernel_size)
+    return kernels, constant if linear_bias is None else constant + linear_bias
 
 
 def _powers(u: Tensor, degree: int) -> Iterator[Tensor]:
@@ -89,12 +88,17 @@ def _slopes(x: Tensor, spec: _Spec) -> Iterator[Tensor | None]:
             yield slope if by_x is None else slope * by_x
 
 
+def _join(linear: Tensor, functions: Tensor | None) -> Tensor:
+    """The kernels of all planes, (K, planes, kh, kw). Not one input: the gradients of its parts would be views."""
+    return linear[:, None] if functions is None else torch.cat([linear[:, None], functions], dim=1)
+
+
 class _PlanesConv2d(torch.autograd.Function):
     """Sum over planes of depthwise convolutions; keeps ``x`` and computes the planes again for the backward pass."""
 
     @staticmethod
-    def forward(x: Tensor, kernels: Tensor, spec: _Spec) -> Tensor:
-        channels = x.shape[1]
+    def forward(x: Tensor, linear: Tensor, functions: Tensor | None, spec: _Spec) -> Tensor:
+        channels, kernels = x.shape[1], _join(linear, functions)
         outputs: list[Tensor | None] = [None] * len(kernels)
         for p, plane in enumerate(_planes(x.to(kernels.dtype), spec)):
             for k, weight in enumerate(kernels[:, p]):
@@ -105,14 +109,14 @@ class _PlanesConv2d(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx, inputs: tuple, output: Tensor) -> None:
-        x, kernels, ctx.spec = inputs
-        ctx.save_for_backward(x, kernels)
+        x, linear, functions, ctx.spec = inputs
+        ctx.save_for_backward(x, linear, functions)
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        saved, kernels = ctx.saved_tensors
-        spec, channels = ctx.spec, saved.shape[1]
-        grad_x = grad_kernels = None
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
+        saved, linear, functions = ctx.saved_tensors
+        spec, channels, kernels = ctx.spec, saved.shape[1], _join(linear, functions)
+        grad_x = grad_linear = grad_functions = None
         with torch.autocast(saved.device.type, enabled=False):
             x = saved.to(kernels.dtype)
             grads = grad.to(kernels.dtype).split(channels, dim=1)
@@ -131,13 +135,14 @@ class _PlanesConv2d(torch.autograd.Function):
                         part = part if slope is None else part * slope
                         grad_x = part if grad_x is None else grad_x + part
                 grad_x = grad_x.to(saved.dtype)
-            if ctx.needs_input_grad[1]:
+            if any(ctx.needs_input_grad[1:3]):
                 columns = [
                     torch.stack([convolution_backward(plane, k, p, False).sum((0, 1)) for k in range(len(grads))])
                     for p, plane in enumerate(_planes(x, spec))
                 ]
-                grad_kernels = torch.stack(columns, dim=1)
-        return grad_x, grad_kernels, None
+                grad_linear = columns[0]
+                grad_functions = None if functions is None else torch.stack(columns[1:], dim=1)
+        return grad_x, grad_linear, grad_functions, None
 
 
 def kan_conv2d_eager(
@@ -153,8 +158,8 @@ def kan_conv2d_eager(
 ) -> Tensor:
     """See :func:`rkan_mmdet.ops.kan_conv2d`; ``basis_weight`` comes with its scale multiplied in."""
     spec = _Spec(basis, stride, padding, dilation)
-    kernels, constant = _fold(linear_weight, basis_weight, linear_bias, kernel_size, spec)
-    y = _PlanesConv2d.apply(x, kernels, spec)
+    functions, constant = _fold(basis_weight, linear_bias, kernel_size, spec)
+    y = _PlanesConv2d.apply(x, linear_weight.reshape(-1, *kernel_size), functions, spec)
     if constant is not None:
         y = y + constant.repeat_interleave(x.shape[1])[:, None, None]
     return y

@@ -144,6 +144,7 @@ def test_every_parameter_is_used(basis: dict) -> None:
     for name, parameter in conv.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.abs().max() > 0, name
+        assert parameter.grad.stride() == parameter.stride(), name  # or DDP copies it, and warns
 
 
 @pytest.mark.parametrize('backend', ['eager', 'reference'])
