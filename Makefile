@@ -1,10 +1,12 @@
 # `make demo` and `make test` set up .venv first (seconds when that is done); ARGS passes options on.
+# STACK=pretrain works in .venv-pretrain, with MMPretrain (see tools/setup_env.py).
 PYTHON ?= python3
-RUN := .venv/bin/python
+STACK ?= default
+RUN := $(if $(filter default,$(STACK)),.venv,.venv-$(STACK))/bin/python
 
 .PHONY: env demo test quick lint
 env:
-	@$(PYTHON) tools/setup_env.py
+	@RKAN_STACK=$(STACK) $(PYTHON) tools/setup_env.py
 
 demo: env
 	@$(RUN) tools/demo.py $(ARGS)

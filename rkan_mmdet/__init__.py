@@ -5,6 +5,8 @@ import warnings
 from .version import __version__
 
 try:
+    from mmengine.config.utils import MODULE2PACKAGE
+
     from . import backbones  # noqa: F401
     from .checkpoint import allow_checkpoint_globals
 except Exception as error:  # a broken build of mmcv fails in many ways
@@ -14,5 +16,6 @@ except Exception as error:  # a broken build of mmcv fails in many ways
     )
 else:
     allow_checkpoint_globals()
+    MODULE2PACKAGE['rkan_mmdet'] = 'rkan_mmdet'  # configs may name `rkan_mmdet::` bases, which a wheel carries
 
 __all__ = ['__version__']

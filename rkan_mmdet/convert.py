@@ -50,7 +50,7 @@ def _pairs(backbone: nn.Module) -> Iterator[tuple[str, list[str]]]:
     prefix = 'resnext' if 'ResNeXt' in type(backbone).__name__ else 'resnet'
     for key in backbone.state_dict():
         if '.rkan.' not in key:
-            yield key, [f'{prefix}.{key}']
+            yield key, [f'{prefix}.{key.replace(".se.conv", ".se.fc")}']  # RKAN_SENet: squeeze-and-excitation in blocks
     for name, path in backbone.named_modules():
         if isinstance(path, ResidualPath):
             yield from _path_pairs(path, name, backbone.res_layers.index(name[: -len('.rkan')]))

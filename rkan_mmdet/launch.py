@@ -20,8 +20,8 @@ class UserError(Exception):
     """Something the user can mend; tools print it as one line and exit with code 1."""
 
 
-def add_common_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options that MMDetection's own tools share."""
+def add_cfg_options(parser: argparse.ArgumentParser) -> None:
+    """``--cfg-options``, as in MMDetection's own tools."""
     parser.add_argument(
         '--cfg-options',
         nargs='+',
@@ -29,16 +29,24 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
         help='override settings of the config, as xxx=yyy; a list is key="[a,b]" or key=a,b, and nested ones are '
         'key="[(a,b),(c,d)]" without white space. data_root=DIR moves every path that lies under the old data_root',
     )
+
+
+def add_common_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options that MMDetection's own tools share."""
+    add_cfg_options(parser)
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none', help='job launcher')
     # torch.distributed.launch passes --local-rank
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
 
 
-def read_config(path: str) -> Config:
-    """Read a config file.
+def read_config(path: str, options: dict[str, Any] | None = None) -> Config:
+    """Read a config file and apply ``--cfg-options``.
+
+    The data's root comes from the option ``data_root``, or else from the environment variable ``MMDET_DATASETS``, or
+    else from the config.
 
     Raises:
-        UserError: The file is missing or can not be read.
+        UserError: The file is missing or can not be read, or the options do not fit it.
     """
     if not Path(path).is_file():
         raise UserError(f'config {path} does not exist')
@@ -46,32 +54,32 @@ def read_config(path: str) -> Config:
         # mmengine looks up `mmdet::` bases by pkg_resources, which warns; the stack pins a setuptools that has it
         warnings.filterwarnings('ignore', 'pkg_resources is deprecated')
         try:
-            return Config.fromfile(path)
+            cfg = Config.fromfile(path)
         except (SyntaxError, FileNotFoundError, KeyError, AttributeError, ImportError, TypeError) as error:
             raise UserError(f'config {path} can not be read: {type(error).__name__}: {error}') from error
-
-
-def load_config(args: argparse.Namespace) -> Config:
-    """Read ``args.config`` and apply ``args.cfg_options``, ``args.launcher`` and ``args.work_dir``.
-
-    The data's root comes from ``--cfg-options data_root=DIR``, or else from the environment variable
-    ``MMDET_DATASETS``, or else from the config.
-
-    Raises:
-        UserError: The file is missing or can not be read.
-    """
-    if 'LOCAL_RANK' not in os.environ:
-        os.environ['LOCAL_RANK'] = str(args.local_rank)
-    cfg = read_config(args.config)
-    cfg.launcher = args.launcher
-    options = dict(args.cfg_options or {})
+    options = dict(options or {})
+    if 'data_root' in options and cfg.get('data_root') is None:
+        raise UserError('the config names no data_root, so there is none to replace')
     root = options.pop('data_root', None) or os.environ.get('MMDET_DATASETS')
-    if root:
+    if root and cfg.get('data_root') is not None:
         _move_data_root(cfg, str(root))
     try:
         cfg.merge_from_dict(options)
     except (KeyError, TypeError) as error:
         raise UserError(f'--cfg-options do not fit the config: {error}') from error
+    return cfg
+
+
+def load_config(args: argparse.Namespace) -> Config:
+    """Read ``args.config`` and apply ``args.cfg_options``, ``args.launcher`` and ``args.work_dir``.
+
+    Raises:
+        UserError: The file is missing or can not be read, or the options do not fit it.
+    """
+    if 'LOCAL_RANK' not in os.environ:
+        os.environ['LOCAL_RANK'] = str(args.local_rank)
+    cfg = read_config(args.config, args.cfg_options)
+    cfg.launcher = args.launcher
     # as in MMDetection: the command line before the config before the config's name
     if args.work_dir is not None:
         cfg.work_dir = args.work_dir
@@ -81,9 +89,7 @@ def load_config(args: argparse.Namespace) -> Config:
 
 
 def _move_data_root(cfg: Config, root: str) -> None:
-    old = cfg.get('data_root')
-    if old is None:
-        raise UserError('the config names no data_root, so there is none to replace')
+    old = cfg.data_root
     root = root.rstrip('/') + '/'
 
     def moved(value: Any) -> Any:
@@ -121,6 +127,12 @@ def check_config(cfg: Config, loaders: tuple[str, ...], loads_weights: bool) -> 
     Raises:
         UserError: Something that the config asks for is not to be had.
     """
+    scope = cfg.get('default_scope') or 'mmdet'
+    if importlib.util.find_spec(scope) is None:
+        raise UserError(
+            f'this config needs {scope}, which is not installed: `pip install {scope}`'
+            + (', or `make env STACK=pretrain` sets it up beside a torch that it works with' * (scope == 'mmpretrain'))
+        )
     amp = str(cfg.get('optim_wrapper', {}).get('type', '')).endswith('AmpOptimWrapper')
     if amp and 'train_dataloader' in loaders and not torch.cuda.is_available():
         raise UserError('mixed precision (--amp, AmpOptimWrapper) needs a GPU and there is none; train without it')
@@ -149,18 +161,21 @@ def _check_weights(source: str) -> None:
             '--cfg-options model.backbone.init_cfg=None'
         )
     if '://' not in source and not Path(source).is_file():
+        name = Path(source).parent.name
+        made = f'make them with `python tools/train.py configs/pretrain/{name}.py`, or ' * name.endswith('_in1k')
         raise UserError(
-            f'pretrained weights {source} do not exist; name a file with --cfg-options '
+            f'pretrained weights {source} do not exist; {made}name a file with --cfg-options '
             'model.backbone.init_cfg.checkpoint=FILE, or start from scratch with model.backbone.init_cfg=None'
         )
 
 
 def _check_data(dataset: ConfigDict, loader: str) -> None:
-    root = dataset.get('data_root') or ''
-    for name in (dataset.get('ann_file'), *(dataset.get('data_prefix') or {}).values()):
+    root, prefix = dataset.get('data_root') or '', dataset.get('data_prefix') or {}
+    names = [dataset.get('ann_file'), *(prefix.values() if isinstance(prefix, dict) else [prefix])]
+    for name in [name for name in names if name] or [root]:
         if not isinstance(name, str) or not name or '://' in f'{root}{name}':
             continue
-        path = Path(name) if os.path.isabs(name) else Path(root, name)
+        path = Path(root, name)  # an absolute name stands alone
         if not path.exists():
             raise UserError(f'{path} of {loader} does not exist; {_DATA_HELP}')
 

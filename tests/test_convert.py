@@ -48,6 +48,18 @@ def test_several_kernels() -> None:
         to_authors(ours, model)
 
 
+def test_squeeze_and_excitation_in_the_blocks() -> None:
+    plugins = [dict(cfg=dict(type='SEPlugin'), position='after_conv3')]
+    model = RKANResNet(50, plugins=plugins)
+    theirs = to_authors(model.state_dict(), model)
+    assert theirs['resnet.layer1.2.se.fc1.weight'].shape == (16, 256, 1, 1)  # the names of their RKAN_SENet
+    assert theirs['resnet.layer4.0.se.fc2.weight'].shape == (2048, 128, 1, 1)
+    again = from_authors(theirs, model)
+    assert all(torch.equal(value, again[key]) for key, value in model.state_dict().items())
+    with pytest.raises(ValueError, match=r'no resnet\.layer1\.0\.se\.fc1\.weight'):
+        from_authors({key: value for key, value in theirs.items() if '.se.' not in key}, model)
+
+
 def test_what_does_not_fit_is_named() -> None:
     model = RKANResNet(18)
     theirs = to_authors(model.state_dict(), model)

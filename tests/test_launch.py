@@ -1,6 +1,7 @@
 """What the tools refuse up front, and how they move a data root."""
 
 import argparse
+import importlib.util
 import os
 import subprocess
 import sys
@@ -58,12 +59,29 @@ def test_missing_data_is_named(shapes_root: str) -> None:
 
 @pytest.mark.parametrize('source', ['torchvision://resnet50', '/nowhere/resnet50.pth'])
 def test_missing_weights_are_named(source: str, shapes_root: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr('importlib.util.find_spec', lambda name: None)
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr('importlib.util.find_spec', lambda name: None if name == 'torchvision' else find_spec(name))
     cfg = load(DEMO, data_root=shapes_root)
     cfg.model.backbone.init_cfg = dict(type='Pretrained', checkpoint=source)
     with pytest.raises(UserError, match=f'pretrained weights {source} .*init_cfg=None'):
         check_config(cfg, ('train_dataloader',), loads_weights=True)
     check_config(cfg, ('test_dataloader',), loads_weights=False)
+
+
+def test_weights_of_a_pretraining_name_its_command(shapes_root: str) -> None:
+    cfg = load(DEMO, data_root=shapes_root)
+    cfg.model.backbone.init_cfg = load('configs/rkan/mask-rcnn_rkan-r50_fpn_authors-1x_coco.py').model.backbone.init_cfg
+    command = r'`python tools/train\.py configs/pretrain/rkan-r50_authors-100e_in1k\.py`'
+    with pytest.raises(UserError, match=f'make them with {command}'):
+        check_config(cfg, ('train_dataloader',), loads_weights=True)
+
+
+def test_a_scope_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr('importlib.util.find_spec', lambda name: None if name == 'mmpretrain' else find_spec(name))
+    cfg = load('configs/pretrain/r50_authors-100e_in1k.py')
+    with pytest.raises(UserError, match=r'needs mmpretrain, which is not installed: .*make env STACK=pretrain'):
+        check_config(cfg, ('train_dataloader',), loads_weights=True)
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ Needs only the standard library. Safe to interrupt (the next call goes on where 
 
 * ``TORCH_INDEX_URL``: the index torch comes from, e.g. the CPU-only one. Everything else follows pip's own settings.
 * ``RKAN_WHEEL_CACHE``: where the mmcv wheel is kept (default ``~/.cache/rkan_mmdet/wheels``).
+* ``RKAN_STACK``: another of the stacks below, in an environment of its own (``.venv-NAME``).
 """
 
 import contextlib
@@ -25,14 +26,20 @@ from pathlib import Path
 from typing import Iterator, List, Optional
 
 ROOT = Path(__file__).resolve().parent.parent
-VENV = ROOT / '.venv'
+# What each stack installs: torch, and what comes besides the requirements.
+STACKS = {
+    'default': (['torch==2.13.0'], []),
+    # MMPretrain imports torchvision, which does not import beside the CPU-only build of torch 2.13
+    'pretrain': (['torch==2.14.1', 'torchvision==0.29.1'], ['mmpretrain==1.2.0']),
+}
+STACK = os.environ.get('RKAN_STACK') or 'default'
+VENV = ROOT / ('.venv' if STACK == 'default' else f'.venv-{STACK}')
 PYTHON = VENV / 'bin' / 'python'
 STAMP = VENV / '.rkan_setup.json'
 CACHE = Path(
     os.environ.get('RKAN_WHEEL_CACHE')
     or Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'rkan_mmdet' / 'wheels'
 )
-TORCH = 'torch==2.13.0'
 MMCV = 'mmcv==2.1.0'
 # Above: mmcv's setup.py and mmengine import pkg_resources, which setuptools 82 removed. Below: torch asks for 77.0.3,
 # and would bring the newest over an older one.
@@ -61,7 +68,7 @@ def locked(path: Path) -> Iterator[None]:
 
 def fingerprint() -> str:
     """What the environment is made from; another value means set-up has to run again."""
-    parts = [sys.version, platform.machine(), os.environ.get('TORCH_INDEX_URL', '')]
+    parts = [sys.version, platform.machine(), STACK, os.environ.get('TORCH_INDEX_URL', '')]
     parts += [(ROOT / name).read_text() for name in ('requirements.txt', 'pyproject.toml')]
     parts.append(Path(__file__).read_text())
     return hashlib.sha256('\0'.join(parts).encode()).hexdigest()
@@ -88,9 +95,9 @@ def check_system() -> None:
         missing.append('python3-venv')
     if missing:
         stop(f'system packages are missing. Install them with\n    apt-get install -y {" ".join(missing)}')
-    free = shutil.disk_usage(ROOT).free / 2**30
-    if free < 4:
-        stop(f'{free:.1f} GiB are free under {ROOT}; 4 GiB are needed')
+    free, needed = shutil.disk_usage(ROOT).free / 2**30, 4 if STACK == 'default' else 10
+    if free < needed:
+        stop(f'{free:.1f} GiB are free under {ROOT}; {needed} GiB are needed')
 
 
 def run(command: List[str], what: str, mend: str, env: Optional[dict] = None, total_hint: str = '') -> None:
@@ -130,11 +137,14 @@ def ask(code: str) -> str:
 
 
 def install_torch() -> None:
-    wanted = TORCH.split('==')[1]
-    if ask('import torch; print(torch.__version__)').split('+')[0] == wanted:
+    wanted = STACKS[STACK][0]
+    if all(
+        ask(f'import {name}; print({name}.__version__)').split('+')[0] == version
+        for name, version in (package.split('==') for package in wanted)
+    ):
         return
     index = os.environ.get('TORCH_INDEX_URL')
-    pip(['install', TORCH, *(['--index-url', index] if index else [])], f'installing {TORCH}')
+    pip(['install', *wanted, *(['--index-url', index] if index else [])], f'installing {" ".join(wanted)}')
 
 
 def install_mmcv() -> None:
@@ -175,6 +185,11 @@ def build_mmcv(folder: Path) -> None:
         )
         with tarfile.open(next(sources.glob('mmcv-*.tar.gz'))) as archive:
             archive.extractall(sources, **({'filter': 'data'} if hasattr(tarfile, 'data_filter') else {}))
+        if (
+            ask('import torch; print(tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 14))') == 'True'
+        ):  # its headers are C++20
+            setup = tree / 'setup.py'
+            setup.write_text(setup.read_text().replace('-std=c++17', '-std=c++20'))
         (sources / 'unpacked').touch()
     out = sources / 'wheel'
     jobs = os.environ.get('MAX_JOBS') or str(os.cpu_count() or 1)
@@ -190,10 +205,12 @@ def build_mmcv(folder: Path) -> None:
 
 
 def main() -> None:
+    if STACK not in STACKS:
+        stop(f'RKAN_STACK must be one of {", ".join(STACKS)}, but got {STACK!r}')
     if is_done():
         return
     check_system()
-    with locked(ROOT / '.venv.lock'):
+    with locked(ROOT / f'{VENV.name}.lock'):
         if is_done():
             return
         say(f'making {VENV.name} with Python {platform.python_version()}')
@@ -206,7 +223,7 @@ def main() -> None:
         pip(['install', *BUILD_TOOLS], 'installing build tools')
         install_torch()
         install_mmcv()
-        pip(['install', '-r', 'requirements.txt', '-e', '.[test]'], 'installing the rest')
+        pip(['install', '-r', 'requirements.txt', '-e', '.[test]', *STACKS[STACK][1]], 'installing the rest')
         check = 'import cv2, torch, mmcv.ops, mmengine, mmdet, pycocotools.mask, rkan_mmdet; print("ok")'
         run(
             [str(PYTHON), '-c', check],

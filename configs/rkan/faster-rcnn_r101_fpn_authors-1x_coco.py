@@ -1,3 +1,3 @@
 _base_ = ['./faster-rcnn_r50_fpn_authors-1x_coco.py']
 
-model = dict(backbone=dict(depth=101, init_cfg=dict(checkpoint='work_dirs/r101_in1k/backbone.pth')))
+model = dict(backbone=dict(depth=101, init_cfg=dict(checkpoint='work_dirs/r101_authors-100e_in1k/epoch_100.pth')))

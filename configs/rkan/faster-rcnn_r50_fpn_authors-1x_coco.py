@@ -7,23 +7,15 @@ _base_ = [
 custom_imports = dict(imports=['rkan_mmdet'])
 
 model = dict(
+    # the output of the pre-training on ImageNet-1k of this very backbone
     backbone=dict(
-        frozen_stages=-1,
-        norm_eval=False,
-        # the output of the pre-training on ImageNet-1k of this very backbone
-        init_cfg=dict(_delete_=True, type='Pretrained', checkpoint='work_dirs/r50_in1k/backbone.pth'),
+        **_base_.authors_backbone,
+        init_cfg=dict(checkpoint='work_dirs/r50_authors-100e_in1k/epoch_100.pth', prefix='backbone.'),
     ),
-    # torchvision's: every size at every level, 15 anchors a location
-    rpn_head=dict(anchor_generator=dict(base_sizes=[1] * 5, scales=[32, 64, 128, 256, 512])),
+    rpn_head=_base_.authors_rpn_head,
 )
-
-train_pipeline = _base_.authors_train_pipeline
-test_pipeline = _base_.authors_test_pipeline
-train_pipeline[1]['with_mask'] = test_pipeline[2]['with_mask'] = False
-train_dataloader = dict(
-    batch_size=8,
-    num_workers=8,
-    dataset=dict(filter_cfg=dict(filter_empty_gt=False, min_size=0), pipeline=train_pipeline),
-)
-val_dataloader = dict(dataset=dict(pipeline=test_pipeline))
+train_dataloader = _base_.authors_train_dataloader
+val_dataloader = _base_.authors_test_dataloader
+train_dataloader['dataset']['pipeline'][1]['with_mask'] = False
+val_dataloader['dataset']['pipeline'][2]['with_mask'] = False
 test_dataloader = val_dataloader

@@ -9,11 +9,10 @@ custom_imports = dict(imports=['rkan_mmdet'])
 # As on COCO, with VOC's 20 classes; trainval of 2007 and 2012, mAP at 0.5 on test of 2007, difficult objects kept.
 model = dict(
     backbone=dict(
-        frozen_stages=-1,
-        norm_eval=False,
-        init_cfg=dict(_delete_=True, type='Pretrained', checkpoint='work_dirs/r50_in1k/backbone.pth'),
+        **_base_.authors_backbone,
+        init_cfg=dict(checkpoint='work_dirs/r50_authors-100e_in1k/epoch_100.pth', prefix='backbone.'),
     ),
-    rpn_head=dict(anchor_generator=dict(base_sizes=[1] * 5, scales=[32, 64, 128, 256, 512])),
+    rpn_head=_base_.authors_rpn_head,
     roi_head=dict(bbox_head=dict(num_classes=20)),
 )
 
@@ -21,10 +20,7 @@ train_pipeline = _base_.authors_train_pipeline
 test_pipeline = _base_.authors_test_pipeline
 train_pipeline[1]['with_mask'] = test_pipeline[2]['with_mask'] = False
 voc = dict(
-    type='VOCDataset',
-    data_root='data/VOCdevkit/',
-    filter_cfg=dict(filter_empty_gt=False, min_size=0),
-    pipeline=train_pipeline,
+    type='VOCDataset', data_root='data/VOCdevkit/', filter_cfg=_base_.authors_filter_cfg, pipeline=train_pipeline
 )
 train_dataloader = dict(
     batch_size=8,

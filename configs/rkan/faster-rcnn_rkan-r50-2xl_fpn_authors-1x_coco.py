@@ -4,6 +4,6 @@ model = dict(
     backbone=dict(
         type='RKANResNet',
         rkan=dict(expand_factor=2),
-        init_cfg=dict(checkpoint='work_dirs/rkan-r50-2xl_in1k/backbone.pth'),
+        init_cfg=dict(checkpoint='work_dirs/rkan-r50-2xl_authors-100e_in1k/epoch_100.pth'),
     )
 )

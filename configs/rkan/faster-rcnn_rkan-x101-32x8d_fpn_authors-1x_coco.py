@@ -6,6 +6,6 @@ model = dict(
         depth=101,
         groups=32,
         base_width=8,
-        init_cfg=dict(checkpoint='work_dirs/rkan-x101-32x8d_in1k/backbone.pth'),
+        init_cfg=dict(checkpoint='work_dirs/rkan-x101-32x8d_authors-100e_in1k/epoch_100.pth'),
     )
 )

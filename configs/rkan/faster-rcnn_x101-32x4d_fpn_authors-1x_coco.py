@@ -6,6 +6,6 @@ model = dict(
         depth=101,
         groups=32,
         base_width=4,
-        init_cfg=dict(checkpoint='work_dirs/x101-32x4d_in1k/backbone.pth'),
+        init_cfg=dict(checkpoint='work_dirs/x101-32x4d_authors-100e_in1k/epoch_100.pth'),
     )
 )

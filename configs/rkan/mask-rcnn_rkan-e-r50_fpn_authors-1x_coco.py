@@ -4,6 +4,6 @@ model = dict(
     backbone=dict(
         type='RKANResNet',
         stage_with_rkan=(False, False, True, True),
-        init_cfg=dict(checkpoint='work_dirs/rkan-e-r50_in1k/backbone.pth'),
+        init_cfg=dict(checkpoint='work_dirs/rkan-e-r50_authors-100e_in1k/epoch_100.pth'),
     )
 )

@@ -1,5 +1,7 @@
 _base_ = ['./mask-rcnn_r50_fpn_authors-1x_coco.py']
 
 model = dict(
-    backbone=dict(type='RKANResNet', depth=101, init_cfg=dict(checkpoint='work_dirs/rkan-r101_in1k/backbone.pth'))
+    backbone=dict(
+        type='RKANResNet', depth=101, init_cfg=dict(checkpoint='work_dirs/rkan-r101_authors-100e_in1k/epoch_100.pth')
+    )
 )

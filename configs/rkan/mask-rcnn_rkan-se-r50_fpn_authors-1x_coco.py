@@ -4,6 +4,6 @@ model = dict(
     backbone=dict(
         type='RKANResNet',
         plugins=[dict(cfg=dict(type='SEPlugin', ratio=16), position='after_conv3')],
-        init_cfg=dict(checkpoint='work_dirs/rkan-se-r50_in1k/backbone.pth'),
+        init_cfg=dict(checkpoint='work_dirs/rkan-se-r50_authors-100e_in1k/epoch_100.pth'),
     )
 )

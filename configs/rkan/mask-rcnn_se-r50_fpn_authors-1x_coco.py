@@ -3,6 +3,6 @@ _base_ = ['./mask-rcnn_r50_fpn_authors-1x_coco.py']
 model = dict(
     backbone=dict(
         plugins=[dict(cfg=dict(type='SEPlugin', ratio=16), position='after_conv3')],
-        init_cfg=dict(checkpoint='work_dirs/se-r50_in1k/backbone.pth'),
+        init_cfg=dict(checkpoint='work_dirs/se-r50_authors-100e_in1k/epoch_100.pth'),
     )
 )

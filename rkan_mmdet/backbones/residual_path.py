@@ -191,12 +191,14 @@ class ResidualPath(BaseModule):
             options = dict(basis=_basis_of(basis, which), normalization=normalization, backend=backend)
             return KANConv2d(in_channels, kernels, stride=stride, **options)
 
+        # The norms come first: MMCV folds a batch norm into the last convolution listed before it (fuse_conv_bn), and
+        # between these and any such convolution stands more than nothing.
+        self.norm1 = _build_norm(norm_cfg, channels * num_kernels)
+        self.norm2 = _build_norm(norm_cfg, out_channels)
         self.conv_reduce = nn.Conv2d(in_channels, channels, 1, bias=False)
         self.kan_conv1 = build_conv(0, channels, num_kernels, stride)
-        self.norm1 = _build_norm(norm_cfg, channels * num_kernels)
         self.conv_expand = nn.Conv2d(channels * num_kernels, out_channels, 1, bias=False)
         self.kan_conv2 = build_conv(1, out_channels, 1, 1) if check_bool('is_last', is_last) else None
-        self.norm2 = _build_norm(norm_cfg, out_channels)
         self.act = nn.SiLU()
         self.shortcut = None
         if check_bool('shortcut', shortcut):

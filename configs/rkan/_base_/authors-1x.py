@@ -39,3 +39,13 @@ authors_test_pipeline = [
     dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
     dict(type='PackDetInputs', meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')),
 ]
+
+# What the plain models set once: nothing is frozen, BN is in training mode.
+authors_backbone = dict(frozen_stages=-1, norm_eval=False)
+# torchvision's: every size at every level, 15 anchors a location
+authors_rpn_head = dict(anchor_generator=dict(base_sizes=[1] * 5, scales=[32, 64, 128, 256, 512]))
+authors_filter_cfg = dict(filter_empty_gt=False, min_size=0)
+authors_train_dataloader = dict(
+    batch_size=8, num_workers=8, dataset=dict(filter_cfg=authors_filter_cfg, pipeline=authors_train_pipeline)
+)
+authors_test_dataloader = dict(dataset=dict(pipeline=authors_test_pipeline))

@@ -1,0 +1,3 @@
+_base_ = ['./mask-rcnn_r50_fpn_coco-5pct-s2.py']
+
+model = dict(backbone=dict(type='RKANResNet', rkan=dict(zero_init=True)))

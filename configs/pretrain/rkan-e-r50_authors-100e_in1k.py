@@ -1,0 +1,3 @@
+_base_ = ['./r50_authors-100e_in1k.py']
+
+model = dict(backbone=dict(type='RKANResNet', stage_with_rkan=(False, False, True, True)))

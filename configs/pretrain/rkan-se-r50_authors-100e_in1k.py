@@ -1,0 +1,3 @@
+_base_ = ['./se-r50_authors-100e_in1k.py']
+
+model = dict(backbone=dict(type='RKANResNet'))

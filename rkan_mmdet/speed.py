@@ -1,0 +1,170 @@
+"""Speed, memory and size of detectors: what tools/benchmark.py and tools/make_table.py print."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from mmcv.cnn import fuse_conv_bn
+from mmdet.registry import DATASETS, MODELS
+from mmdet.structures import DetDataSample
+from mmdet.testing import demo_mm_inputs
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+from mmengine.runner import load_checkpoint
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from .launch import UserError
+
+
+def build_detector(cfg: Config, checkpoint: str | None = None, device: str = 'cpu', fuse: bool = False) -> nn.Module:
+    """The detector of a config in eval mode, from a checkpoint or else from random weights.
+
+    Args:
+        cfg (Config): The config.
+        checkpoint (str, optional): A checkpoint of it. Defaults to None.
+        device (str): Defaults to ``'cpu'``.
+        fuse (bool): Whether to fold each batch norm into the convolution before it. Defaults to False.
+
+    Returns:
+        nn.Module: The detector.
+    """
+    init_default_scope(cfg.get('default_scope', 'mmdet'))
+    model = MODELS.build(cfg.model)
+    if checkpoint is not None:
+        load_checkpoint(model, checkpoint, map_location='cpu')
+    model.eval()  # not chained: MMDetection's ResNet gives None
+    return (fuse_conv_bn(model) if fuse else model).to(device)
+
+
+def random_batch(size: tuple[int, int], batch_size: int) -> dict[str, list]:
+    """A batch of random images of one size ``(height, width)``, as a data loader gives it."""
+    meta = dict(img_shape=size, ori_shape=size, pad_shape=size, batch_input_shape=size, scale_factor=(1.0, 1.0))
+    generator = torch.Generator().manual_seed(0)
+    return dict(
+        inputs=[torch.randint(0, 256, (3, *size), dtype=torch.uint8, generator=generator) for _ in range(batch_size)],
+        data_samples=[DetDataSample(metainfo=dict(meta, img_id=i, img_path='')) for i in range(batch_size)],
+    )
+
+
+def dataset_batches(cfg: Config, images: int, batch_size: int) -> list[dict[str, list]]:
+    """The first images of the config's test set, through its pipeline; their loading is not timed."""
+    init_default_scope(cfg.get('default_scope', 'mmdet'))
+    dataset = DATASETS.build(cfg.test_dataloader.dataset)
+    if not len(dataset):
+        raise UserError('the test set holds no image')
+    items = [dataset[i % len(dataset)] for i in range(images)]
+    return [
+        {key: [item[key] for item in items[i : i + batch_size]] for key in ('inputs', 'data_samples')}
+        for i in range(0, images - batch_size + 1, batch_size)
+    ]
+
+
+def predict(model: nn.Module, batch: dict[str, list]) -> Any:
+    """One prediction, from the images on the host to the results."""
+    with torch.no_grad():
+        return model.test_step(batch)
+
+
+def random_annotated_batch(model: nn.Module, size: tuple[int, int], batch_size: int) -> dict[str, list]:
+    """As :func:`random_batch`, with ten random boxes (and masks, where the detector has them) an image."""
+    classes = max(m.num_classes for m in model.modules() if hasattr(m, 'num_classes'))  # an RPN has 1
+    return demo_mm_inputs(
+        batch_size,
+        [[3, *size]] * batch_size,
+        num_items=[10] * batch_size,
+        num_classes=classes,
+        with_mask=getattr(model, 'with_mask', False),
+    )
+
+
+def train_step(model: nn.Module, batch: dict[str, list]) -> None:
+    """Loss and gradients of one batch; the gradients are dropped again."""
+    losses = model(**model.data_preprocessor(batch, training=True), mode='loss')
+    model.parse_losses(losses)[0].backward()
+    model.zero_grad(set_to_none=True)
+
+
+def train_backbone(backbone: nn.Module, inputs: torch.Tensor) -> None:
+    """As :func:`train_step`, of the backbone alone, with the sum of its features as the loss."""
+    sum(features.sum() for features in backbone(inputs) if features.requires_grad).backward()
+    backbone.zero_grad(set_to_none=True)
+
+
+def time_in_turn(
+    functions: dict[str, Callable[[int], Any]], rounds: int, warmup: int, cuda: bool = False, tick: Any = None
+) -> dict[str, list[float]]:
+    """Seconds of each function, called in turn in every round so that drifts of the machine meet all alike.
+
+    Args:
+        functions (dict): Name to a function of the number of the round.
+        rounds (int): Timed rounds.
+        warmup (int): Rounds before them that are not timed.
+        cuda (bool): Whether to wait for the GPU around each call. Defaults to False.
+        tick (Callable, optional): Called after each round, for progress. Defaults to None.
+
+    Returns:
+        dict[str, list[float]]: Name to the seconds of each timed round.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in functions}
+    for i in range(-warmup, rounds):
+        for name, function in functions.items():
+            if cuda:
+                torch.cuda.synchronize()
+            started = time.perf_counter()
+            function(max(i, 0))
+            if cuda:
+                torch.cuda.synchronize()
+            if i >= 0:
+                seconds[name].append(time.perf_counter() - started)
+        if tick is not None:
+            tick()
+    return seconds
+
+
+def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
+    """The median between the first and third quartile."""
+    if len(values) == 1:
+        return (values[0],) * 3
+    return tuple(statistics.quantiles(values, n=4, method='inclusive'))
+
+
+def peak_memory(function: Callable[[], Any], cuda: bool) -> int:
+    """Bytes of tensors that are live at once while ``function`` runs, above what is there before it."""
+    if cuda:
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        function()
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() - before
+    os.environ.setdefault('KINETO_LOG_LEVEL', '6')  # its start and stop are said aloud otherwise
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
+        function()
+    events = [e for e in profiler.profiler.kineto_results.events() if e.name() == '[memory]']
+    live = peak = 0
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        live += event.nbytes()
+        peak = max(peak, live)
+    return peak
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Number of parameters, frozen ones included."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def count_multiply_adds(function: Callable[[], Any]) -> int:
+    """Multiply-adds of the convolutions and matrix products that ``function`` runs.
+
+    KAN convolutions are counted: each plane of the basis is a depthwise convolution. Elementwise functions (norms,
+    activations, the tanh and the powers of a basis), RoIAlign and NMS are not.
+    """
+    with FlopCounterMode(display=False) as counter:
+        function()
+    return counter.get_total_flops() // 2

@@ -1,0 +1,85 @@
+"""The speed tool: what it counts against arithmetic by hand, and what it refuses."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from rkan_mmdet.ops import KANConv2d
+from rkan_mmdet.speed import count_multiply_adds, peak_memory, time_in_turn
+
+ROOT = Path(__file__).parents[2]
+CONFIG = ROOT / 'configs' / 'demo' / 'mask-rcnn_rkan-r18_fpn_shapes.py'
+
+
+def test_multiply_adds_count_the_kan_convolution() -> None:
+    conv = KANConv2d(8, stride=2)
+    x = torch.randn(1, 8, 32, 32)
+    # x, u, u^2, u^3 through 9 taps each, for 8 channels of 16 x 16; once, the basis is folded into monomials
+    assert count_multiply_adds(lambda: torch.no_grad()(conv)(x)) == 4 * 9 * 8 * 16 * 16 + 9 * 4 * 4
+    dense = torch.nn.Conv2d(8, 5, 3, padding=1)
+    assert count_multiply_adds(lambda: dense(x)) == 9 * 8 * 5 * 32 * 32
+
+
+def test_peak_memory_counts_live_tensors() -> None:
+    def function() -> None:
+        a = torch.ones(1 << 20)  # 4 MiB
+        b = a + 1
+        del a
+        b += torch.ones(1 << 20)
+
+    assert 8 << 20 <= peak_memory(function, cuda=False) < 9 << 20
+
+
+def test_functions_are_called_in_turn() -> None:
+    calls = []
+    functions = {name: lambda i, name=name: calls.append((name, i)) for name in 'ab'}
+    seconds = time_in_turn(functions, rounds=2, warmup=1)
+    assert calls == [('a', 0), ('b', 0), ('a', 0), ('b', 0), ('a', 1), ('b', 1)]
+    assert [len(s) for s in seconds.values()] == [2, 2]
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, str(ROOT / 'tools' / 'benchmark.py'), *map(str, arguments)], capture_output=True, text=True
+    )
+
+
+@pytest.mark.slow
+def test_two_detectors(tmp_path: Path) -> None:
+    plain = tmp_path / 'plain.py'
+    plain.write_text(f"_base_ = ['{CONFIG}']\nmodel = dict(backbone=dict(stage_with_rkan=[False] * 4))\n")
+    out = tmp_path / 'speed.json'
+    options = ('--size', 96, 128, '--rounds', 3, '--warmup', 1, '--batch-size', 2)
+    done = run(CONFIG, '--against', plain, *options, '--json', out)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(out.read_text())
+    ours, theirs = result['models'].values()
+    assert ours['parameters'] > theirs['parameters']
+    assert ours['multiply_adds'] > theirs['multiply_adds'] > 0
+    assert ours['peak_memory'] > 2 * 3 * 96 * 128 * 4
+    assert ours['fps'] == pytest.approx(2e3 / ours['ms']['median'])
+    assert 0.2 < result['speed_ratio']['median'] < 2
+    assert 'of the speed of plain' in done.stdout
+
+    assert 'exists' in run(CONFIG, *options, '--json', out).stderr
+    backbone = run(CONFIG, *options, '--backbone', '--fuse')
+    assert backbone.returncode == 0, backbone.stderr
+
+
+@pytest.mark.slow
+def test_refusals(tmp_path: Path) -> None:
+    for arguments, message in (
+        ((CONFIG, tmp_path / 'none.pth'), 'does not exist'),
+        ((CONFIG, '--against-checkpoint', 'x.pth'), 'needs --against'),
+        ((CONFIG, '--size', 8, 8), '--size must be at least 32 32'),
+        ((CONFIG, '--rounds', 0), '--rounds must be at least 1'),
+        ((CONFIG, '--device', 'cuda') if not torch.cuda.is_available() else ('none.py',), ''),
+    ):
+        done = run(*arguments)
+        assert done.returncode != 0
+        assert message in done.stderr
+        assert 'Traceback' not in done.stderr

@@ -1,0 +1,57 @@
+"""The paper's table from work directories: runs that were made and that were not, differences to the plain model."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.slow
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, str(ROOT / 'tools' / 'make_table.py'), *map(str, arguments)], capture_output=True, text=True
+    )
+
+
+def log(work_dir: Path, box: list, mask: list) -> None:
+    folder = work_dir / '20250101_000000' / 'vis_data'
+    folder.mkdir(parents=True)
+    rows = [
+        {
+            'coco/bbox_mAP': b,
+            'coco/bbox_mAP_50': b + 0.1,
+            'coco/segm_mAP': m,
+            'coco/segm_mAP_50': m + 0.1,
+            'step': i + 1,
+        }
+        for i, (b, m) in enumerate(zip(box, mask))
+    ]
+    (folder / 'scalars.json').write_text('\n'.join(map(json.dumps, rows)))
+
+
+def test_table(tmp_path: Path) -> None:
+    names = [f'mask-rcnn_{model}_fpn_authors-1x_coco' for model in ('r50', 'rkan-r50', 'rkan-r50-2xl')]
+    log(tmp_path / names[0], [0.2] * 11 + [0.352], [0.2] * 11 + [0.32])
+    log(tmp_path / names[1], [0.4, 0.356], [0.33, 0.31])
+    configs = [ROOT / 'configs' / 'rkan' / f'{name}.py' for name in names]
+    done = run(*configs, '--work-dirs', tmp_path, '--json', tmp_path / 'table.json')
+    assert done.returncode == 0, done.stderr
+    lines = [line for line in done.stdout.splitlines() if line.startswith('| r')]
+    assert lines[0].startswith(
+        '| r50 | 35.2 | 45.2 | 32.0 | 42.0 |  | 44.41 M | 35.59 | 53.58 | 31.94 | 50.79 | 118.2 |'
+    )
+    assert lines[1].startswith('| rkan-r50 (epoch 2 of 12) | 35.6 (+0.4) | 45.6 (+0.4) | 31.0 (-1.0) |')
+    assert lines[2].startswith('| rkan-r50-2xl |  |  |  |  |  | 50.71 M | 36.13')
+    rows = json.loads((tmp_path / 'table.json').read_text())
+    assert rows[1]['difference'] == {'box AP': 0.4, 'box AP50': 0.4, 'mask AP': -1.0, 'mask AP50': -1.0}
+    assert 'box AP' not in rows[2]
+
+    again = run(*configs, '--work-dirs', tmp_path, '--json', tmp_path / 'table.json')
+    assert again.returncode == 1
+    assert 'exists' in again.stderr
+    best = run(configs[1], '--work-dirs', tmp_path, '--best')
+    assert '40.0 | 50.0 | 33.0 | 43.0' in best.stdout

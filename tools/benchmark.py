@@ -1,0 +1,147 @@
+"""Time the inference of a detector, or of two against each other: images of one size, or a data set's.
+
+Loading of images is not timed; everything else of a prediction is, from the image on the host to the results. With
+``--train``, loss and gradients of a batch are timed instead.
+"""
+
+import argparse
+import json
+import platform
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import torch
+from rich.progress import Progress, TimeRemainingColumn
+from torch import nn
+
+from rkan_mmdet.launch import UserError, add_cfg_options, check_checkpoint, check_config, read_config, run_tool
+from rkan_mmdet.speed import (
+    build_detector,
+    count_multiply_adds,
+    count_parameters,
+    dataset_batches,
+    peak_memory,
+    predict,
+    quartiles,
+    random_annotated_batch,
+    random_batch,
+    time_in_turn,
+    train_backbone,
+    train_step,
+)
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('config', help='config of the detector')
+    parser.add_argument('checkpoint', nargs='?', help='its checkpoint (default: random weights)')
+    parser.add_argument('--against', metavar='CONFIG', help='a second detector, timed in turn with the first')
+    parser.add_argument('--against-checkpoint', metavar='FILE', help='the checkpoint of the second')
+    parser.add_argument('--size', type=int, nargs=2, default=[640, 640], metavar=('H', 'W'), help='size of the images')
+    parser.add_argument('--dataset', action='store_true', help="take the test set's images instead, by its pipeline")
+    parser.add_argument('--batch-size', type=int, default=1)
+    parser.add_argument('--rounds', type=int, default=100, help='timed predictions (default: %(default)s)')
+    parser.add_argument('--warmup', type=int, default=10, help='predictions before them (default: %(default)s)')
+    parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
+    parser.add_argument('--fuse', action='store_true', help='fold batch norms into convolutions first')
+    parser.add_argument('--backbone', action='store_true', help='time the backbone alone')
+    parser.add_argument('--train', action='store_true', help='time loss and gradients of random images and boxes')
+    parser.add_argument('--json', type=Path, help='write the figures to this file')
+    add_cfg_options(parser)
+    args = parser.parse_args()
+    for name in ('batch_size', 'rounds', 'warmup'):
+        if getattr(args, name) < (name != 'warmup'):
+            parser.error(f'--{name.replace("_", "-")} must be at least {int(name != "warmup")}')
+    if min(args.size) < 32:
+        parser.error(f'--size must be at least 32 32, but got {args.size[0]} {args.size[1]}')
+    if args.train and (args.dataset or args.fuse):
+        parser.error('--train takes random images and no folded norms: leave out --dataset and --fuse')
+    if args.json and args.json.exists():
+        parser.error(f'--json {args.json} exists')
+    return args
+
+
+def make_runs(args: argparse.Namespace) -> dict[str, tuple]:
+    """Each model's name with its module and a function that runs it on the batch of a round."""
+    runs = {}
+    for path, checkpoint in ((args.config, args.checkpoint), (args.against, args.against_checkpoint)):
+        if path is None:
+            continue
+        if checkpoint is not None:
+            check_checkpoint(checkpoint)
+        cfg = read_config(path, args.cfg_options)
+        check_config(cfg, ('test_dataloader',) if args.dataset else (), loads_weights=False)
+        model = build_detector(cfg, checkpoint, args.device, args.fuse)
+        if args.dataset:
+            batches = dataset_batches(cfg, min(args.rounds, 50) * args.batch_size, args.batch_size)
+        elif args.train:
+            batches = [random_annotated_batch(model, tuple(args.size), args.batch_size)]
+            model.train()
+        else:
+            batches = [random_batch(tuple(args.size), args.batch_size)]
+        function = train_step if args.train else predict
+        if args.backbone:
+            with torch.no_grad():
+                batches = [model.data_preprocessor(batch)['inputs'] for batch in batches]
+            model = model.backbone
+            function = train_backbone if args.train else torch.no_grad()(lambda backbone, inputs: backbone(inputs))
+        run = partial(run_round, function, model, batches)
+        name = Path(path).stem
+        runs[name if name not in runs else f'{name} (2)'] = (model, run)
+    return runs
+
+
+def run_round(function: Callable, model: nn.Module, batches: list, i: int) -> None:
+    function(model, batches[i % len(batches)])
+
+
+def main() -> None:
+    args = parse_args()
+    if args.against_checkpoint and not args.against:
+        raise UserError('--against-checkpoint needs --against')
+    if args.device.startswith('cuda') and not torch.cuda.is_available():
+        raise UserError(f'--device {args.device}: there is no GPU')
+    runs = make_runs(args)
+    cuda = args.device.startswith('cuda')
+    with Progress(*Progress.get_default_columns()[:3], TimeRemainingColumn(), transient=True) as progress:
+        task = progress.add_task('timing', total=args.rounds + args.warmup)
+        functions = {name: run for name, (_, run) in runs.items()}
+        seconds = time_in_turn(functions, args.rounds, args.warmup, cuda, lambda: progress.advance(task))
+
+    device = torch.cuda.get_device_name() if cuda else f'CPU ({platform.processor() or platform.machine()})'
+    what = 'images of the test set' if args.dataset else f'random images of {args.size[0]}x{args.size[1]}'
+    what += ', training' if args.train else ''
+    print(
+        f'{device}, {torch.get_num_threads()} threads, torch {torch.__version__}, fp32, batch {args.batch_size}, {what}'
+    )
+    rows = {}
+    for name, (model, run) in runs.items():
+        low, median, high = quartiles(seconds[name])
+        rows[name] = dict(
+            fps=args.batch_size / median,
+            ms=dict(median=median * 1e3, quartiles=[low * 1e3, high * 1e3]),
+            parameters=count_parameters(model),
+            multiply_adds=count_multiply_adds(partial(run, 0)) // args.batch_size,
+            peak_memory=peak_memory(partial(run, 0), cuda),
+        )
+        print(
+            f'{name}: {rows[name]["fps"]:.2f} img/s ({median * 1e3:.1f} ms, quartiles {low * 1e3:.1f} to '
+            f'{high * 1e3:.1f}), {rows[name]["parameters"] / 1e6:.2f} M parameters, '
+            f'{rows[name]["multiply_adds"] / 1e9:.2f} G multiply-adds an image, '
+            f'{rows[name]["peak_memory"] / 2**20:.0f} MiB of tensors besides the model'
+        )
+    result = dict(device=device, torch=torch.__version__, batch_size=args.batch_size, images=what, models=rows)
+    if len(runs) == 2:
+        ratios = [b / a for a, b in zip(*seconds.values())]
+        low, median, high = quartiles(ratios)
+        result['speed_ratio'] = dict(median=median, quartiles=[low, high])
+        first, second = runs
+        print(f'{first} has {median:.3f} of the speed of {second} (paired; quartiles {low:.3f} to {high:.3f})')
+    if args.json:
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+        args.json.write_text(json.dumps(result, indent=1) + '\n')
+
+
+if __name__ == '__main__':
+    run_tool(main)
