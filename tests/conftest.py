@@ -1,7 +1,12 @@
 """Shared by all tests: quiet third parties, and one generated data set."""
 
+import os
+
 import pytest
 import torch
+
+if not torch.cuda.is_available():
+    os.environ.setdefault('TRITON_INTERPRET', '1')  # read when triton is imported: its kernels then run in Python
 
 import rkan_mmdet  # noqa: F401  (registers the backbones)
 

@@ -3,11 +3,15 @@
 One kernel serves all channels and every tap sees the same function of its pixel, so the functions are evaluated once a
 pixel, and each is then one depthwise convolution with the shared k x k kernel. Every plane is shifted to vanish at
 x = 0, which makes zero padding exact; what the shift takes away is one constant, added everywhere.
+
+On a CPU the channels are taken some at a time, so that planes stay in the caches: fresh memory costs more than
+arithmetic.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -18,6 +22,8 @@ from .bases import Basis, Polynomial
 
 # Monomials cost one multiplication a plane and make the constants vanish, but lose digits as the degree grows.
 MAX_MONOMIAL_DEGREE = 5
+# Bytes of a plane that is worked on at once; by measurement (benchmarks/kan_conv.py).
+PART_BYTES = 2**22
 
 
 class _Spec(NamedTuple):
@@ -26,19 +32,19 @@ class _Spec(NamedTuple):
     padding: tuple[int, int]
     dilation: tuple[int, int]
 
-    @property
-    def monomial(self) -> bool:
-        return isinstance(self.basis, Polynomial) and self.basis.degree <= MAX_MONOMIAL_DEGREE
+
+def is_monomial(basis: Basis) -> bool:
+    """Whether the functions are computed as powers of u."""
+    return isinstance(basis, Polynomial) and basis.degree <= MAX_MONOMIAL_DEGREE
 
 
-def _fold(
-    basis_weight: Tensor | None, linear_bias: Tensor | None, kernel_size: tuple[int, int], spec: _Spec
+def fold(
+    basis_weight: Tensor | None, linear_bias: Tensor | None, kernel_size: tuple[int, int], basis: Basis
 ) -> tuple[Tensor | None, Tensor | None]:
     """The kernels (K, planes, kh, kw) of the functions, and the constant (K,) that is added to every output."""
     if basis_weight is None:
         return None, linear_bias
-    basis = spec.basis
-    if spec.monomial:
+    if is_monomial(basis):
         basis_weight = basis_weight @ basis_weight.new_tensor(basis.monomials())
         constant = basis_weight[..., 0].sum(1)
     else:
@@ -49,43 +55,64 @@ def _fold(
     return kernels, constant if linear_bias is None else constant + linear_bias
 
 
-def _powers(u: Tensor, degree: int) -> Iterator[Tensor]:
-    """u, u^2 .. u^degree. Each may be gone when the next is asked for: fresh memory costs more than the product."""
+def _values(u: Tensor, basis: Basis) -> list[Tensor]:
+    """The functions at u, each shifted to be 0 at 0."""
+    skip = isinstance(basis, Polynomial)  # P_0 is constant
+    return [value - zero for value, zero in zip(basis.values(u)[skip:], basis.values(u.new_zeros(()))[skip:])]
+
+
+def _domain(x: Tensor, basis: Basis) -> Tensor:
+    return torch.tanh(x) if basis.on_domain else x
+
+
+def _planes(x: Tensor, basis: Basis) -> Iterator[Tensor]:
+    """x and its functions, each made when it is asked for; a power from the second on is gone when the next is."""
+    yield x
+    if not basis.num_functions:
+        return
+    u = _domain(x, basis)
+    if not is_monomial(basis):
+        yield from _values(u, basis)
+        return
     yield u
     power = u
-    for m in range(2, degree + 1):
-        power = power * u if m == 2 or torch.is_grad_enabled() else power.mul_(u)
+    for m in range(2, basis.degree + 1):
+        power = power * u if m == 2 else power.mul_(u)
         yield power
 
 
-def _planes(x: Tensor, spec: _Spec) -> Iterator[Tensor]:
-    """x and its functions, each shifted to be 0 where x = 0, to be used one by one."""
-    yield x
-    if not spec.basis.num_functions:
-        return
-    u = torch.tanh(x) if spec.basis.on_domain else x
-    if spec.monomial:
-        yield from _powers(u, spec.basis.degree)
-    else:
-        skip = isinstance(spec.basis, Polynomial)  # P_0 is constant
-        for value, zero in zip(spec.basis.values(u)[skip:], spec.basis.values(u.new_zeros(()))[skip:]):
-            yield value - zero
+def _parts(x: Tensor) -> list[slice]:
+    """Slices of the channels that are worked on one after the other."""
+    channels, count = x.shape[1], 1
+    if x.device.type == 'cpu':
+        count = math.ceil(x.numel() * x.element_size() / PART_BYTES) or 1
+    step = -(-channels // (16 * count)) * 16  # oneDNN takes 16 at a time
+    return [slice(first, first + step) for first in range(0, channels, step)]
 
 
-def _slopes(x: Tensor, spec: _Spec) -> Iterator[Tensor | None]:
-    """The derivatives by x of what :func:`_planes` gives, to be used one by one; None is 1."""
-    yield None
-    if not spec.basis.num_functions:
-        return
-    u = torch.tanh(x) if spec.basis.on_domain else x
-    by_x = 1 - u * u if spec.basis.on_domain else None
-    if spec.monomial:
-        yield by_x
-        for m, power in zip(range(2, spec.basis.degree + 1), _powers(u, spec.basis.degree - 1)):
-            yield power * m * by_x
+def _chain(u: Tensor | None, basis: Basis, by_plane: Callable[[int], Tensor]) -> Tensor:
+    """The gradient of x from those of its planes, each asked for when it is used; of powers, times their exponent."""
+    if u is None:
+        return by_plane(0)
+    if is_monomial(basis):
+        total = by_plane(basis.degree)
+        for p in range(basis.degree - 1, 0, -1):  # Horner
+            total.mul_(u).add_(by_plane(p))
     else:
-        for slope in spec.basis.derivatives(u)[isinstance(spec.basis, Polynomial) :]:
-            yield slope if by_x is None else slope * by_x
+        slopes = basis.derivatives(u)[isinstance(basis, Polynomial) :]
+        total = by_plane(1).mul_(slopes[0])
+        for p, slope in enumerate(slopes[1:], 2):
+            total.add_(by_plane(p).mul_(slope))
+    if basis.on_domain:
+        total.addcmul_(total * u, u, value=-1)
+    return total.add_(by_plane(0))
+
+
+def _expand(kernels: Tensor, x: Tensor) -> list[tuple[Tensor, ...]]:
+    """For each plane its kernels (C, 1, kh, kw), for as many channels as a part has at most."""
+    channels = min(_parts(x)[0].stop, x.shape[1])
+    weights = kernels.transpose(0, 1)[:, :, None, None].expand(-1, -1, channels, -1, -1, -1).contiguous()
+    return [plane.unbind() for plane in weights]
 
 
 def _join(linear: Tensor, functions: Tensor | None) -> Tensor:
@@ -93,56 +120,138 @@ def _join(linear: Tensor, functions: Tensor | None) -> Tensor:
     return linear[:, None] if functions is None else torch.cat([linear[:, None], functions], dim=1)
 
 
+def shifted(x: Tensor, linear: Tensor, functions: Tensor | None, spec: _Spec) -> Tensor:
+    """The same sum over shifted slices: what a compiler fuses, and what autograd differentiates twice."""
+    kernels = _join(linear, functions)
+    (pad_h, pad_w), size = spec.padding, kernels.shape[2:]
+    padded = F.pad(x.to(kernels.dtype), (pad_w, pad_w, pad_h, pad_h))
+    extent = [
+        s * ((n - d * (k - 1) - 1) // s) + 1 for n, k, s, d in zip(padded.shape[2:], size, spec.stride, spec.dilation)
+    ]
+    planes = [padded]
+    if spec.basis.num_functions:
+        u = _domain(padded, spec.basis)
+        planes += [u] if is_monomial(spec.basis) else _values(u, spec.basis)
+    outputs = []
+    for kernel in kernels:
+        total = None
+        for i in range(size[0]):
+            for j in range(size[1]):
+                top, left = i * spec.dilation[0], j * spec.dilation[1]
+                rows = slice(top, top + extent[0], spec.stride[0])
+                columns = slice(left, left + extent[1], spec.stride[1])
+                weights = kernel[:, i, j]
+                taps = [plane[:, :, rows, columns] for plane in planes]
+                if len(planes) < len(weights):  # powers of the last plane, by Horner
+                    power = weights[-1] * taps[1]
+                    for weight in weights[1:-1].flip(0):
+                        power = (power + weight) * taps[1]
+                    value = weights[0] * taps[0] + power
+                else:
+                    value = sum(weight * tap for weight, tap in zip(weights, taps))
+                total = value if total is None else total + value
+        outputs.append(total)
+    return torch.cat(outputs, dim=1) if len(outputs) > 1 else outputs[0]
+
+
 class _PlanesConv2d(torch.autograd.Function):
     """Sum over planes of depthwise convolutions; keeps ``x`` and computes the planes again for the backward pass."""
 
     @staticmethod
-    def forward(x: Tensor, linear: Tensor, functions: Tensor | None, spec: _Spec) -> Tensor:
-        channels, kernels = x.shape[1], _join(linear, functions)
-        outputs: list[Tensor | None] = [None] * len(kernels)
-        for p, plane in enumerate(_planes(x.to(kernels.dtype), spec)):
-            for k, weight in enumerate(kernels[:, p]):
-                weight = weight.expand(channels, 1, *weight.shape)
-                part = F.conv2d(plane, weight, None, spec.stride, spec.padding, spec.dilation, channels)
-                outputs[k] = part if p == 0 else outputs[k].add_(part)
-        return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
-
-    @staticmethod
-    def setup_context(ctx, inputs: tuple, output: Tensor) -> None:
-        x, linear, functions, ctx.spec = inputs
+    def forward(
+        ctx, x: Tensor, linear: Tensor, functions: Tensor | None, constant: Tensor | None, spec: _Spec
+    ) -> Tensor:
+        ctx.spec = spec
         ctx.save_for_backward(x, linear, functions)
+        kernels = _join(linear, functions)
+        y, last = None, x.is_contiguous(memory_format=torch.channels_last)
+        weights = _expand(kernels, x)
+        for part in _parts(x):
+            cut = x[:, part].to(kernels.dtype, memory_format=torch.channels_last)
+            channels, sums = cut.shape[1], []
+            for p, plane in enumerate(_planes(cut, spec.basis)):
+                for k, weight in enumerate(weights[p]):
+                    weight = weight[:channels]
+                    # no name for what is added: memory that is free at once is used again while it is in the caches
+                    if p == 0:
+                        bias = None if constant is None else constant[k].expand(channels)
+                        sums.append(F.conv2d(plane, weight, bias, *spec[1:], channels))
+                    else:
+                        sums[k].add_(F.conv2d(plane, weight, None, *spec[1:], channels))
+            if y is None:
+                size = (x.shape[0], len(kernels), x.shape[1], *sums[0].shape[2:])
+                y = torch.empty((size[0], size[1] * size[2], *size[3:]), dtype=x.dtype, device=x.device,
+                                memory_format=torch.channels_last if last else torch.contiguous_format)  # fmt: skip
+            for total, target in zip(sums, y.split(x.shape[1], dim=1)):
+                target[:, part] = total
+        return y
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
+    def backward(ctx, grad: Tensor) -> tuple:
         saved, linear, functions = ctx.saved_tensors
-        spec, channels, kernels = ctx.spec, saved.shape[1], _join(linear, functions)
-        grad_x = grad_linear = grad_functions = None
+        of_x, of_linear, of_functions, of_constant, _ = ctx.needs_input_grad
+        grad_constant = None
+        if of_constant:
+            by_kernel = grad.unflatten(1, (len(linear), -1))
+            grad_constant = by_kernel.sum((0, 2, 3, 4), dtype=linear.dtype)
         with torch.autocast(saved.device.type, enabled=False):
-            x = saved.to(kernels.dtype)
-            grads = grad.to(kernels.dtype).split(channels, dim=1)
+            if torch.is_grad_enabled():  # the gradient is to be differentiated in its turn
+                inputs = [t for t, needed in zip((saved, linear, functions), ctx.needs_input_grad) if needed]
+                y = shifted(saved, linear, functions, ctx.spec)
+                grads = iter(torch.autograd.grad(y, inputs, grad.to(y.dtype), create_graph=True) if inputs else ())
+                return (
+                    *(next(grads) if needed else None for needed in (of_x, of_linear, of_functions)),
+                    grad_constant,
+                    None,
+                )
+            grad_x, grad_kernels = _gradients(
+                saved, grad, _join(linear, functions), ctx.spec, of_x, of_linear or of_functions
+            )
+        grad_linear = grad_kernels[:, 0].clone() if of_linear else None
+        return grad_x, grad_linear, grad_kernels[:, 1:].clone() if of_functions else None, grad_constant, None
 
-            def convolution_backward(plane: Tensor, k: int, p: int, of_plane: bool) -> Tensor:
-                weight = kernels[k, p].expand(channels, 1, *kernels.shape[2:])
-                return torch.ops.aten.convolution_backward(
-                    grads[k], plane, weight, None, spec.stride, spec.padding, spec.dilation, False, [0, 0], channels,
-                    [of_plane, not of_plane, False],
-                )[0 if of_plane else 1]  # fmt: skip
 
-            if ctx.needs_input_grad[0]:
-                for p, slope in enumerate(_slopes(x, spec)):
-                    for k in range(len(grads)):
-                        part = convolution_backward(x, k, p, True)  # only the shape of the plane counts here
-                        part = part if slope is None else part * slope
-                        grad_x = part if grad_x is None else grad_x + part
-                grad_x = grad_x.to(saved.dtype)
-            if any(ctx.needs_input_grad[1:3]):
-                columns = [
-                    torch.stack([convolution_backward(plane, k, p, False).sum((0, 1)) for k in range(len(grads))])
-                    for p, plane in enumerate(_planes(x, spec))
-                ]
-                grad_linear = columns[0]
-                grad_functions = None if functions is None else torch.stack(columns[1:], dim=1)
-        return grad_x, grad_linear, grad_functions, None
+def _gradients(
+    x: Tensor, grad: Tensor, kernels: Tensor, spec: _Spec, of_x: bool, of_kernels: bool
+) -> tuple[Tensor | None, Tensor | None]:
+    monomial = is_monomial(spec.basis)
+    grad_x, by_kernels = torch.empty_like(x) if of_x else None, []
+    weights = _expand(kernels, x)
+    if monomial:  # the gradient of u^m by u is m u^(m-1): m goes into the kernel
+        exponents = torch.arange(kernels.shape[1], dtype=kernels.dtype, device=x.device).clamp(min=1)
+        weights_of_x = _expand(kernels * exponents[:, None, None], x)
+    else:
+        weights_of_x = weights
+    for part in _parts(x):
+        cut = x[:, part].to(kernels.dtype, memory_format=torch.channels_last)
+        grads = [g[:, part].to(kernels.dtype, memory_format=torch.channels_last) for g in grad.split(x.shape[1], dim=1)]
+        u = None
+
+        def backward(plane: Tensor, weight: Tensor, k: int, of_plane: bool) -> Tensor:
+            channels = plane.shape[1]
+            return torch.ops.aten.convolution_backward(
+                grads[k], plane, weight[:channels], None, spec.stride, spec.padding, spec.dilation,  # noqa: B023
+                False, [0, 0], channels, [of_plane, not of_plane, False],
+            )[0 if of_plane else 1]  # fmt: skip
+
+        def by_plane(p: int) -> Tensor:  # only the shape of the plane counts
+            total = backward(cut, weights_of_x[p][0], 0, True)  # noqa: B023
+            for k in range(1, len(kernels)):
+                total.add_(backward(cut, weights_of_x[p][k], k, True))  # noqa: B023
+            return total
+
+        if of_kernels:
+            for p, plane in enumerate(_planes(cut, spec.basis)):
+                by_kernels += [backward(plane, weights[p][k], k, False).sum((0, 1)) for k in range(len(kernels))]
+                if p == 1 and monomial:
+                    u = plane
+        if of_x:
+            if spec.basis.num_functions and u is None:
+                u = _domain(cut, spec.basis)
+            grad_x[:, part] = _chain(u, spec.basis, by_plane)
+    if not of_kernels:
+        return grad_x, None
+    return grad_x, torch.stack(by_kernels).unflatten(0, (-1, kernels.shape[1], len(kernels))).sum(0).transpose(0, 1)
 
 
 def kan_conv2d_eager(
@@ -158,8 +267,9 @@ def kan_conv2d_eager(
 ) -> Tensor:
     """See :func:`rkan_mmdet.ops.kan_conv2d`; ``basis_weight`` comes with its scale multiplied in."""
     spec = _Spec(basis, stride, padding, dilation)
-    functions, constant = _fold(basis_weight, linear_bias, kernel_size, spec)
-    y = _PlanesConv2d.apply(x, linear_weight.reshape(-1, *kernel_size), functions, spec)
-    if constant is not None:
-        y = y + constant.repeat_interleave(x.shape[1])[:, None, None]
-    return y
+    functions, constant = fold(basis_weight, linear_bias, kernel_size, basis)
+    linear = linear_weight.reshape(-1, *kernel_size)
+    if torch.compiler.is_compiling():
+        y = shifted(x, linear, functions, spec)
+        return y if constant is None else y + constant.repeat_interleave(x.shape[1])[:, None, None]
+    return _PlanesConv2d.apply(x, linear, functions, constant, spec)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
+import os
 from typing import Any
 
 import torch
@@ -11,21 +13,23 @@ from torch import Tensor, nn
 from rkan_mmdet.checks import check_choice, check_int, check_pair
 
 from .bases import Basis, build_basis
-from .eager import kan_conv2d_eager
+from .eager import MAX_MONOMIAL_DEGREE, is_monomial, kan_conv2d_eager
 from .reference import kan_conv2d_reference
 
 logger = logging.getLogger('rkan_mmdet')
 
-BACKENDS = ('auto', 'reference', 'eager')
+BACKENDS = ('auto', 'reference', 'eager', 'triton')
 NORMALIZATIONS = ('tanh', 'min-max', 'arctan', 'standardization')
 
 
-def can_run(backend: str, normalization: str = 'tanh') -> str:
+def can_run(backend: str, normalization: str = 'tanh', basis: Basis | None = None, x: Tensor | None = None) -> str:
     """Why a backend can not compute a KAN convolution; the empty string when it can.
 
     Args:
-        backend (str): ``'reference'`` or ``'eager'``.
-        normalization (str): See :func:`kan_conv2d`.
+        backend (str): ``'reference'``, ``'eager'`` or ``'triton'``.
+        normalization (str): See :func:`kan_conv2d`. Defaults to ``'tanh'``.
+        basis (Basis, optional): The functions; None asks of the backend in general. Defaults to None.
+        x (Tensor, optional): The input; None asks of any. Defaults to None.
 
     Examples:
         >>> can_run('eager')
@@ -34,25 +38,44 @@ def can_run(backend: str, normalization: str = 'tanh') -> str:
         "backend 'eager' evaluates the basis once a pixel, but normalization 'min-max' depends on the window"
     """
     check_choice('backend', backend, BACKENDS[1:])
-    if backend == 'eager' and normalization != 'tanh':
+    if backend != 'reference' and normalization != 'tanh':
         return (
-            f"backend 'eager' evaluates the basis once a pixel, but normalization {normalization!r} depends on "
+            f'backend {backend!r} evaluates the basis once a pixel, but normalization {normalization!r} depends on '
             'the window'
         )
+    if backend == 'triton':
+        return _why_not_triton(basis, x)
     return ''
 
 
-def _choose(backend: str, normalization: str) -> str:
+def _why_not_triton(basis: Basis | None, x: Tensor | None) -> str:
+    if basis is not None and not is_monomial(basis):
+        return f"backend 'triton' computes polynomials up to degree {MAX_MONOMIAL_DEGREE}, but basis is {basis!r}"
+    if x is not None and not x.is_cuda and os.environ.get('TRITON_INTERPRET') != '1':
+        return f"backend 'triton' needs a tensor on a GPU, but x is on {x.device}"
+    if x is not None and x.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        return f"backend 'triton' computes float32, float16 and bfloat16, but x is {x.dtype}"
+    if not hasattr(torch.library, 'custom_op'):
+        return f"backend 'triton' needs torch >= 2.4, but this is {torch.__version__}"
+    if importlib.util.find_spec('triton') is None:
+        return "backend 'triton' needs triton, which is not installed"
+    return ''
+
+
+def _choose(backend: str, normalization: str, basis: Basis, x: Tensor | None) -> str:
     if backend != 'auto':
-        reason = can_run(backend, normalization)
+        reason = can_run(backend, normalization, basis, x)
         if reason:
             raise ValueError(reason)
         return backend
-    for candidate in ('eager', 'reference'):
-        reason = can_run(candidate, normalization)
+    for candidate in ('triton', 'eager', 'reference'):
+        # the interpreter of triton is for tests: nobody wants it unasked
+        interpreted = candidate == 'triton' and x is not None and not x.is_cuda
+        reason = 'x is not on a GPU' if interpreted else can_run(candidate, normalization, basis, x)
         if not reason:
             return candidate
-        logger.debug('passed over: %s', reason)
+        if not torch.compiler.is_compiling():  # which can not trace a logger
+            logger.debug('passed over: %s', reason)
     raise AssertionError('the reference runs everything')
 
 
@@ -110,7 +133,8 @@ def kan_conv2d(
             window. Bases that are evaluated on the input itself take ``'tanh'`` only, and ignore it.
             Defaults to ``'tanh'``.
         arctan_scale (Tensor[K] or None): The learned factor of ``'arctan'``, which needs it.
-        backend (str): ``'auto'``, ``'eager'`` or ``'reference'``; see :func:`can_run`. Defaults to ``'auto'``.
+        backend (str): ``'auto'``, ``'triton'`` (on a GPU), ``'eager'`` or ``'reference'``; see :func:`can_run`.
+            Defaults to ``'auto'``.
 
     Returns:
         Tensor[N, K*C, H', W']: The output, in the dtype and memory format of ``x``.
@@ -135,7 +159,7 @@ def kan_conv2d(
         dilation=check_pair('dilation', dilation, 1),
     )
     _check_tensors(x, linear_weight, basis_weight, basis_scale, linear_bias, arctan_scale, basis, normalization, sizes)
-    chosen = _choose(backend, normalization)
+    chosen = _choose(backend, normalization, basis, x)
 
     dtype = torch.float32 if x.dtype in (torch.float16, torch.bfloat16) else x.dtype
     with torch.autocast(x.device.type, enabled=False):
@@ -151,7 +175,10 @@ def kan_conv2d(
         else:
             if basis_scale is not None:
                 basis_weight = basis_weight * basis_scale[..., None]
-            y = kan_conv2d_eager(x, linear_weight, basis_weight, linear_bias, basis, **sizes)
+            function = kan_conv2d_eager
+            if chosen == 'triton':
+                from .triton_kan_conv import kan_conv2d_triton as function  # triton need not be there
+            y = function(x, linear_weight, basis_weight, linear_bias, basis, **sizes)
         y = y.to(x.dtype)
     if chosen == 'reference' and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous():
         y = y.contiguous(memory_format=torch.channels_last)
@@ -250,7 +277,7 @@ class KANConv2d(nn.Module):
         self.normalization = _check_normalization(normalization, self.basis)
         self.backend = check_choice('backend', backend, BACKENDS)
         if backend != 'auto':
-            _choose(backend, normalization)
+            _choose(backend, normalization, self.basis, None)
 
         taps, functions = self.kernel_size[0] * self.kernel_size[1], self.basis.num_functions
         self.linear_weight = nn.Parameter(torch.empty(num_kernels, taps))

@@ -1,0 +1,107 @@
+"""The Triton kernels against the reference, on a GPU or else through Triton's interpreter (see conftest.py)."""
+
+import pytest
+import torch
+
+pytest.importorskip('triton', reason='triton is not installed')
+
+from rkan_mmdet.ops import KANConv2d, can_run, kan_conv2d
+
+DEVICE = 'cuda' if torch.cuda.is_available() else 'cpu'
+CASES = [
+    dict(basis=dict(type='Chebyshev', degree=3), stride=2),
+    dict(basis=dict(type='Legendre', degree=2), num_kernels=2),
+    dict(basis=dict(type='Hermite', degree=1), kernel_size=(1, 2), padding=0, stride=(2, 3)),
+    dict(basis=dict(type='Jacobi', degree=5), kernel_size=(3, 2), padding=(2, 1), dilation=(2, 1), stride=(1, 2)),
+]
+
+
+def run(conv: KANConv2d, x: torch.Tensor, upstream: torch.Tensor, backend: str) -> dict:
+    conv.backend = backend
+    conv.zero_grad()
+    leaf = x.clone().requires_grad_()
+    y = conv(leaf)
+    y.backward(upstream)
+    return dict(output=y.detach(), x=leaf.grad, **{name: p.grad.clone() for name, p in conv.named_parameters()})
+
+
+@pytest.fixture
+def nan_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """New memory holds NaN, so that what a kernel leaves unwritten shows."""
+    empty, empty_like = torch.empty, torch.empty_like
+    monkeypatch.setattr(torch, 'empty', lambda *a, **k: empty(*a, **k).fill_(float('nan')))
+    monkeypatch.setattr(torch, 'empty_like', lambda *a, **k: empty_like(*a, **k).fill_(float('nan')))
+
+
+@pytest.mark.parametrize('memory_format', [torch.contiguous_format, torch.channels_last], ids=['nchw', 'last'])
+@pytest.mark.parametrize('case', CASES, ids=lambda c: c['basis']['type'])
+def test_matches_the_reference(case: dict, memory_format: torch.memory_format, nan_memory: None) -> None:
+    torch.manual_seed(0)
+    conv = KANConv2d(67, **case).to(DEVICE)  # more than a block of channels, and a part of one
+    x = (2 * torch.randn(2, 67, 5, 4, device=DEVICE)).contiguous(memory_format=memory_format)
+    upstream = torch.randn_like(conv(x))
+    fast = run(conv, x, upstream, 'triton')
+    slow = run(conv.double(), x.double(), upstream.double(), 'reference')
+    assert fast['output'].is_contiguous(memory_format=memory_format)
+    for name, value in slow.items():
+        error = (fast[name] - value).abs().max() / (1 + value.abs().max())
+        assert error < 2e-6, f'{name} differs by {error:.1e}'
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+def test_half_precision_is_rounded_once(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    conv = KANConv2d(3, stride=2).to(DEVICE)
+    x = (2 * torch.randn(1, 3, 6, 7, device=DEVICE)).to(dtype)
+    x[0, 0, 0, :4] = torch.tensor([1e4, -1e4, 0.0, 1e-4])
+    upstream = torch.randn(1, 3, 3, 4, device=DEVICE).to(dtype)
+    fast, slow = (run(conv, x, upstream, backend) for backend in ('triton', 'eager'))
+    for name, value in slow.items():
+        assert fast[name].isfinite().all()
+        assert fast[name].dtype == value.dtype
+        torch.testing.assert_close(fast[name], value, rtol=2 * torch.finfo(dtype).eps, atol=1e-4, msg=name)
+
+
+def test_weight_gradients_are_the_same_every_time() -> None:
+    conv = KANConv2d(70).to(DEVICE)
+    x = torch.randn(1, 70, 5, 5, device=DEVICE)
+    first, second = (run(conv, x, x, 'triton') for _ in range(2))
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
+
+
+def test_only_what_is_asked_for() -> None:
+    conv = KANConv2d(2, backend='triton').to(DEVICE).requires_grad_(False)
+    x = torch.randn(1, 2, 4, 4, device=DEVICE, requires_grad=True)
+    conv(x).sum().backward()
+    assert x.grad is not None
+    conv.requires_grad_(True)
+    conv(x.detach()).sum().backward()
+    assert all(p.grad is not None for p in conv.parameters())
+    assert conv(x[:0]).shape == (0, 2, 4, 4)
+
+
+def test_the_operator_is_registered_soundly() -> None:
+    from rkan_mmdet.ops import triton_kan_conv  # noqa: F401
+
+    x = torch.randn(1, 3, 5, 4, device=DEVICE, requires_grad=True)
+    linear, functions, constant = (
+        torch.randn(*shape, device=DEVICE, requires_grad=True) for shape in ((2, 3, 3), (2, 3, 3, 3), (2,))
+    )
+    for operand in (x, x.detach().contiguous(memory_format=torch.channels_last).requires_grad_()):
+        arguments = (operand, linear, functions, constant, [2, 1], [1, 1], [1, 1])
+        torch.library.opcheck(torch.ops.rkan_mmdet.kan_conv2d.default, arguments)
+
+
+def test_what_it_can_not_do_is_said() -> None:
+    x = torch.randn(1, 2, 4, 4)
+    assert 'up to degree 5' in can_run('triton', basis=KANConv2d(2, basis=dict(type='RBF')).basis)
+    assert 'but x is torch.float64' in can_run('triton', x=x.double().to(DEVICE))
+    assert 'depends on the window' in can_run('triton', 'arctan')
+    with pytest.raises(ValueError, match='up to degree 5'):
+        KANConv2d(2, basis=dict(type='Chebyshev', degree=6), backend='triton')
+    weights = dict(linear_weight=torch.randn(1, 9), basis_weight=torch.randn(1, 9, 4), basis=dict(type='Chebyshev'))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv('TRITON_INTERPRET', raising=False)
+        with pytest.raises(ValueError, match='needs a tensor on a GPU, but x is on cpu'):
+            kan_conv2d(x, **weights, backend='triton')
+        kan_conv2d(x, **weights)

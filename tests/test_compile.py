@@ -1,0 +1,88 @@
+"""torch.compile of the op, the path and the backbone as one graph, gradients too; torch.export of the backbone."""
+
+import pytest
+import torch
+from torch import nn
+
+from rkan_mmdet.backbones import ResidualPath, RKANResNet
+from rkan_mmdet.ops import KANConv2d
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(autouse=True)
+def _fresh() -> None:
+    torch._dynamo.reset()
+
+
+def gradients(module: nn.Module, function: object, x: torch.Tensor) -> dict:
+    module.zero_grad()
+    leaf = x.clone().requires_grad_()
+    outs = function(leaf)
+    outs = outs if isinstance(outs, tuple) else (outs,)
+    sum((out * torch.linspace(-1, 1, out.shape[-1])).sum() for out in outs).backward()
+    return dict(
+        x=leaf.grad, **{f'out{i}': out.detach() for i, out in enumerate(outs)},
+        **{name: p.grad.clone() for name, p in module.named_parameters() if p.grad is not None},
+    )  # fmt: skip
+
+
+def assert_same(module: nn.Module, compiled: object, x: torch.Tensor, tolerance: float = 1e-5) -> None:
+    expected, actual = gradients(module, module, x), gradients(module, compiled, x)
+    assert expected.keys() == actual.keys()
+    for name, value in expected.items():
+        error = (actual[name] - value).abs().max() / (1e-3 + value.abs().max())
+        assert error < tolerance, f'{name} differs by {error:.1e}'
+
+
+@pytest.mark.parametrize(
+    'options',
+    [
+        dict(stride=2),
+        dict(num_kernels=2, basis=dict(type='Legendre', degree=7)),
+        dict(basis=dict(type='RBF')),
+        dict(basis=dict(type='BSpline')),
+        dict(basis=dict(type='Linear')),
+        dict(normalization='min-max'),
+    ],
+    ids=str,
+)
+def test_op(options: dict) -> None:
+    conv = KANConv2d(6, **options).double()
+    compiled = torch.compile(conv, fullgraph=True)
+    assert_same(conv, compiled, torch.randn(2, 6, 9, 12, dtype=torch.double), 1e-9)
+
+
+def test_dynamic_shapes_are_compiled_once() -> None:
+    conv = KANConv2d(4, stride=2)
+    counter = torch._dynamo.testing.CompileCounterWithBackend('inductor')
+    compiled = torch.compile(conv, fullgraph=True, dynamic=True, backend=counter)
+    for size in ((8, 10), (13, 9), (20, 21)):
+        assert_same(conv, compiled, torch.randn(2, 4, *size))
+        assert_same(conv, compiled, torch.randn(2, 4, *size).contiguous(memory_format=torch.channels_last))
+    assert counter.frame_count <= 2  # one a memory format
+
+
+@pytest.mark.parametrize('options', [dict(), dict(aggregation='se', shortcut=True, with_cp=True)], ids=str)
+def test_path(options: dict) -> None:
+    path = ResidualPath(16, 32, stride=2, is_last=True, **options).train()
+    assert_same(path, torch.compile(path, fullgraph=True), torch.randn(2, 16, 12, 10), 1e-4)
+
+
+def test_backbone() -> None:
+    torch.manual_seed(0)
+    model = RKANResNet(
+        18, base_channels=16, stem_channels=16, norm_eval=False, stage_with_rkan=(False, False, True, True)
+    )
+    model.train()
+    compiled = torch.compile(model, fullgraph=True)
+    assert_same(model, compiled, torch.randn(2, 3, 64, 64), 1e-3)
+
+
+def test_export() -> None:
+    model = RKANResNet(18, base_channels=16, stem_channels=16, frozen_stages=-1).eval()
+    x = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        program = torch.export.export(model, (x,))
+        for a, b in zip(program.module()(x), model(x)):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
