@@ -2,12 +2,14 @@
 
 import pytest
 import torch
+import torch._dynamo.testing
 from torch import nn
 
 from rkan_mmdet.backbones import ResidualPath, RKANResNet
 from rkan_mmdet.ops import KANConv2d
 
 pytestmark = pytest.mark.slow
+GRAPH = 'aot_eager'  # forward and backward as one graph each, without the minutes of a C++ compiler
 
 
 @pytest.fixture(autouse=True)
@@ -49,7 +51,7 @@ def assert_same(module: nn.Module, compiled: object, x: torch.Tensor, tolerance:
 )
 def test_op(options: dict) -> None:
     conv = KANConv2d(6, **options).double()
-    compiled = torch.compile(conv, fullgraph=True)
+    compiled = torch.compile(conv, fullgraph=True, backend=GRAPH)
     assert_same(conv, compiled, torch.randn(2, 6, 9, 12, dtype=torch.double), 1e-9)
 
 
@@ -59,14 +61,14 @@ def test_dynamic_shapes_are_compiled_once() -> None:
     compiled = torch.compile(conv, fullgraph=True, dynamic=True, backend=counter)
     for size in ((8, 10), (13, 9), (20, 21)):
         assert_same(conv, compiled, torch.randn(2, 4, *size))
-        assert_same(conv, compiled, torch.randn(2, 4, *size).contiguous(memory_format=torch.channels_last))
-    assert counter.frame_count <= 2  # one a memory format
+    assert counter.frame_count == 1
 
 
 @pytest.mark.parametrize('options', [dict(), dict(aggregation='se', shortcut=True, with_cp=True)], ids=str)
 def test_path(options: dict) -> None:
     path = ResidualPath(16, 32, stride=2, is_last=True, **options).train()
-    assert_same(path, torch.compile(path, fullgraph=True), torch.randn(2, 16, 12, 10), 1e-4)
+    compiled = torch.compile(path, fullgraph=True, backend=GRAPH)
+    assert_same(path, compiled, torch.randn(2, 16, 12, 10), 1e-4)
 
 
 def test_backbone() -> None:
@@ -75,7 +77,7 @@ def test_backbone() -> None:
         18, base_channels=16, stem_channels=16, norm_eval=False, stage_with_rkan=(False, False, True, True)
     )
     model.train()
-    compiled = torch.compile(model, fullgraph=True)
+    compiled = torch.compile(model, fullgraph=True, backend=GRAPH)
     assert_same(model, compiled, torch.randn(2, 3, 64, 64), 1e-3)
 
 

@@ -90,6 +90,11 @@ def _parts(x: Tensor) -> list[slice]:
     return [slice(first, first + step) for first in range(0, channels, step)]
 
 
+def _cut(x: Tensor, part: slice, dtype: torch.dtype) -> Tensor:
+    # not to(memory_format=...), which gives a slice of a channels_last tensor as it is, and every convolution a copy
+    return x[:, part].to(dtype).contiguous(memory_format=torch.channels_last)
+
+
 def _chain(u: Tensor | None, basis: Basis, by_plane: Callable[[int], Tensor]) -> Tensor:
     """The gradient of x from those of its planes, each asked for when it is used; of powers, times their exponent."""
     if u is None:
@@ -138,10 +143,13 @@ def shifted(x: Tensor, linear: Tensor, functions: Tensor | None, spec: _Spec) ->
         for i in range(size[0]):
             for j in range(size[1]):
                 top, left = i * spec.dilation[0], j * spec.dilation[1]
-                rows = slice(top, top + extent[0], spec.stride[0])
-                columns = slice(left, left + extent[1], spec.stride[1])
                 weights = kernel[:, i, j]
-                taps = [plane[:, :, rows, columns] for plane in planes]
+                taps = [
+                    plane.narrow(2, top, extent[0]).narrow(3, left, extent[1])[
+                        :, :, :: spec.stride[0], :: spec.stride[1]
+                    ]
+                    for plane in planes
+                ]
                 if len(planes) < len(weights):  # powers of the last plane, by Horner
                     power = weights[-1] * taps[1]
                     for weight in weights[1:-1].flip(0):
@@ -167,7 +175,7 @@ class _PlanesConv2d(torch.autograd.Function):
         y, last = None, x.is_contiguous(memory_format=torch.channels_last)
         weights = _expand(kernels, x)
         for part in _parts(x):
-            cut = x[:, part].to(kernels.dtype, memory_format=torch.channels_last)
+            cut = _cut(x, part, kernels.dtype)
             channels, sums = cut.shape[1], []
             for p, plane in enumerate(_planes(cut, spec.basis)):
                 for k, weight in enumerate(weights[p]):
@@ -223,8 +231,8 @@ def _gradients(
     else:
         weights_of_x = weights
     for part in _parts(x):
-        cut = x[:, part].to(kernels.dtype, memory_format=torch.channels_last)
-        grads = [g[:, part].to(kernels.dtype, memory_format=torch.channels_last) for g in grad.split(x.shape[1], dim=1)]
+        cut = _cut(x, part, kernels.dtype)
+        grads = [_cut(g, part, kernels.dtype) for g in grad.split(x.shape[1], dim=1)]
         u = None
 
         def backward(plane: Tensor, weight: Tensor, k: int, of_plane: bool) -> Tensor:
