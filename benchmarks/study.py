@@ -1,0 +1,242 @@
+"""What RKAN is worth on small data: arms x data x seeds, each run by tools/train.py, its figures kept as JSON.
+
+``run`` does what is missing, one run at a time, in the order of the plan; ``plan`` says how long that takes; ``report`` makes
+tables and a plot from the JSON alone. ``--data-root`` names the folder that holds ``bccd`` (see docs/study.md); the
+shapes are drawn.
+"""
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple, Optional
+
+import torch
+from mmengine.config import Config
+from mmengine.registry import MODELS, init_default_scope
+from mmengine.runner import load_checkpoint
+
+from rkan_mmdet.convert import from_plain
+from rkan_mmdet.data.shapes import make_shapes
+from rkan_mmdet.launch import UserError, read_config, run_tool
+from rkan_mmdet.plot import read_scalars
+from rkan_mmdet.speed import count_parameters
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / 'benchmarks' / 'study_results'
+STAGE_4, STAGES_34 = (False, False, False, True), (False, False, True, True)
+# What each arm changes in the plain backbone. Nothing was tuned for any arm: the demo's recipe, made with an RKAN path.
+ARMS = {
+    'plain': {},
+    'rkan': dict(stage_with_rkan=STAGE_4),
+    'linear': dict(stage_with_rkan=STAGE_4, rkan=dict(basis=dict(type='Linear'))),
+    'conv': dict(stage_with_rkan=STAGE_4, rkan=dict(conv_cfg=dict(type='Conv2d'))),
+    'rkan-e': dict(stage_with_rkan=STAGES_34),
+    'plain-tuned': {},
+    'rkan-tuned': dict(stage_with_rkan=STAGE_4, rkan=dict(zero_init=True)),
+    'adapter': dict(stage_with_rkan=STAGE_4, frozen_stages=4, rkan=dict(zero_init=True, adapter=True)),
+}
+TUNED = ('plain-tuned', 'rkan-tuned', 'adapter')  # start from the plain run of the same seed, and run as long again
+MAIN = ('plain', 'rkan', 'linear')
+CONFIGS = dict(shapes='mask-rcnn_r18_fpn_shapes.py', bccd='faster-rcnn_r18_fpn_bccd.py')
+
+
+class Run(NamedTuple):
+    data: str  # a key of CONFIGS; with '-quarter' the first quarter of the training images, four times an epoch
+    arm: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return f'{self.data}/{self.arm}/{self.seed}'
+
+    @property
+    def result(self) -> Path:
+        return RESULTS / f'{self.name}.json'
+
+
+def plan() -> Iterator[Run]:
+    """Every run, in the order of priority; seeds outermost, so that a cut leaves whole comparisons."""
+    for data, arms, seeds in (
+        ('shapes', ARMS, 5), ('bccd', MAIN, 3), ('shapes-quarter', MAIN, 3), ('bccd-quarter', MAIN, 3),
+    ):  # fmt: skip
+        for seed in range(1, seeds + 1):
+            for arm in arms:
+                yield Run(data, arm, seed)
+
+
+def make_config(run: Run, work_dir: Path, data_root: Optional[Path]) -> Config:
+    base, quarter = run.data.replace('-quarter', ''), run.data.endswith('-quarter')
+    cfg = read_config(str(ROOT / 'configs' / 'study' / CONFIGS[base]))
+    if base == 'bccd':
+        cfg = read_config(cfg.filename, dict(data_root=str((data_root or Path('data')) / 'bccd')))
+        if not Path(cfg.data_root).is_dir():
+            raise UserError(f'{cfg.data_root} does not exist; docs/study.md says where the data is')
+    else:
+        make_shapes(cfg.data_root.rstrip('/'), num_val=200, val_seed=3)
+    cfg.model.backbone.update(ARMS[run.arm])
+    cfg.randomness = dict(seed=run.seed)
+    cfg.work_dir = str(work_dir)
+    if quarter:
+        dataset = cfg.train_dataloader.dataset
+        dataset.indices = 300 if base == 'shapes' else 73
+        cfg.train_dataloader.dataset = dict(type='RepeatDataset', times=4, dataset=dataset)
+    return cfg
+
+
+def start_from_plain(run: Run, cfg: Config, work_dirs: Path) -> None:
+    source = work_dirs / run.data / 'plain' / str(run.seed) / f'epoch_{cfg.train_cfg.max_epochs}.pth'
+    if not source.exists():
+        raise UserError(f'{run.name} starts from {source}, which is not there: remove its result and run `plain` again')
+    init_default_scope('mmdet')
+    model = MODELS.build(cfg.model)
+    cfg.load_from = str(source)
+    if run.arm != 'plain-tuned':
+        cfg.load_from = str(Path(cfg.work_dir) / 'start.pth')
+        state = torch.load(source, weights_only=True)['state_dict']
+        torch.save(dict(meta={}, state_dict=from_plain(state, model)), cfg.load_from)
+    load_checkpoint(model, cfg.load_from, strict=True)
+
+
+def execute(run: Run, args: argparse.Namespace) -> None:
+    work_dir = args.work_dirs / run.name
+    if work_dir.exists():  # of a run that was cut: it starts again, so that every time is of one sitting
+        work_dir.rename(work_dir.with_name(f'{work_dir.name}-cut-{time.strftime("%Y%m%d-%H%M%S")}'))
+    work_dir.mkdir(parents=True)
+    cfg = make_config(run, work_dir, args.data_root)
+    if run.arm in TUNED:
+        start_from_plain(run, cfg, args.work_dirs)
+    cfg.dump(str(work_dir / 'run.py'))
+    started = time.monotonic()
+    with open(work_dir / 'output.txt', 'w') as output:
+        command = [sys.executable, str(ROOT / 'tools' / 'train.py'), str(work_dir / 'run.py')]
+        if subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, cwd=ROOT).returncode:
+            raise UserError(f'{run.name} failed; see {output.name}')
+    seconds = time.monotonic() - started
+    curves = read_scalars(work_dir)
+    init_default_scope('mmdet')
+    run.result.parent.mkdir(parents=True, exist_ok=True)
+    result = dict(
+        data=run.data, arm=run.arm, seed=run.seed, config=f'configs/study/{CONFIGS[run.data.split("-")[0]]}',
+        backbone=ARMS[run.arm], epochs=cfg.train_cfg.max_epochs, parameters=count_parameters(MODELS.build(cfg.model)),
+        seconds=round(seconds, 1), seconds_an_iteration=round(statistics.median(v for _, v in curves['time']), 4),
+        peak_memory_mib=resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss // 1024, torch=torch.__version__,
+        coco={key[5:]: points[-1][1] for key, points in curves.items() if key.startswith('coco/')},
+        loss=[[round(epoch, 3), round(value, 4)] for epoch, value in curves['loss']],
+    )  # fmt: skip
+    run.result.write_text(json.dumps(result, indent=1) + '\n')
+
+
+def left() -> list:
+    return [run for run in plan() if not run.result.exists()]
+
+
+def read_results() -> list:
+    return [json.loads(path.read_text()) for path in sorted(RESULTS.glob('*/*/*.json'))]
+
+
+def estimate(runs: list) -> float:
+    """Seconds that the runs will take: the mean of those like them, else of all, else four minutes."""
+    done = read_results()
+    everything = [row['seconds'] for row in done] or [240]
+    total = 0.0
+    for run in runs:
+        like = [r['seconds'] for r in done if r['data'].split('-')[0] == run.data.split('-')[0]] or everything
+        total += statistics.mean(like)
+    return total
+
+
+def interval(differences: list) -> str:
+    """Mean and 95 % interval by Student's t."""
+    from scipy.stats import t
+
+    mean = statistics.mean(differences)
+    if len(differences) < 2:
+        return f'{mean:+.2f}'
+    half = t.ppf(0.975, len(differences) - 1) * statistics.stdev(differences) / len(differences) ** 0.5
+    return f'{mean:+.2f} [{mean - half:+.2f}, {mean + half:+.2f}]'
+
+
+def report() -> str:
+    results = {(r['data'], r['arm'], r['seed']): r for r in read_results()}
+    lines = []
+    for data in dict.fromkeys(run.data for run in plan()):
+        runs = [run for run in plan() if run.data == data]
+        metrics = ['bbox_mAP', 'segm_mAP'] if data.startswith('shapes') else ['bbox_mAP']
+        head = ['arm', 'seeds']
+        for metric in metrics:
+            name = 'box' if metric == 'bbox_mAP' else 'mask'
+            head += [f'{name} AP (std)', f'difference in {name} AP [95 % interval]']
+        head += ['s an iteration', 'peak MiB', 'parameters']
+        lines += [f'### {data}', '', '| ' + ' | '.join(head) + ' |', '| --- ' * len(head) + '|']
+        for arm in dict.fromkeys(run.arm for run in runs):
+            rows = [results[run] for run in runs if run.arm == arm and tuple(run) in results]
+            base = 'plain-tuned' if arm in TUNED else 'plain'
+            cells = [arm if arm in (base, 'plain') else f'{arm} (to {base})', str(len(rows)) if rows else '']
+            for metric in metrics:
+                values = [100 * row['coco'][metric] for row in rows]
+                pairs = [(row, results.get((data, base, row['seed']))) for row in rows]
+                differences = [100 * (a['coco'][metric] - b['coco'][metric]) for a, b in pairs if b]
+                spread = f' ({statistics.stdev(values):.2f})' if len(values) > 1 else ''
+                cells.append(f'{statistics.mean(values):.2f}{spread}' if rows else '')
+                cells.append(interval(differences) if differences and arm != base else '')
+            for key in ('seconds_an_iteration', 'peak_memory_mib', 'parameters'):
+                cells.append(f'{statistics.median(row[key] for row in rows):.4g}' if rows else '')
+            lines.append('| ' + ' | '.join(cells) + ' |')
+        lines.append('')
+    return '\n'.join(lines)
+
+
+def plot(out: Path) -> None:
+    from rkan_mmdet.plot import plt
+
+    rows = read_results()
+    sets = [data for data in dict.fromkeys(run.data for run in plan()) if any(r['data'] == data for r in rows)]
+    figure, axes = plt.subplots(1, len(sets), figsize=(1 + 4 * len(sets), 3.6), squeeze=False, layout='constrained')
+    for axis, data in zip(axes[0], sets):
+        arms = [arm for arm in ARMS if any(r['data'] == data and r['arm'] == arm for r in rows)]
+        for i, arm in enumerate(arms):
+            values = [100 * r['coco']['bbox_mAP'] for r in rows if r['data'] == data and r['arm'] == arm]
+            axis.plot([i] * len(values), values, 'o', color='tab:blue', alpha=0.6)
+            axis.plot([i - 0.25, i + 0.25], [statistics.mean(values)] * 2, color='black')
+        axis.set_xticks(range(len(arms)), arms, rotation=45, ha='right')
+        axis.set_title(data)
+        axis.set_ylabel('box AP: each seed, and the mean')
+    out.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(out, dpi=110)
+    plt.close(figure)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('command', choices=['plan', 'run', 'report'])
+    parser.add_argument('--work-dirs', type=Path, default=Path('work_dirs/study'), help='default: %(default)s')
+    parser.add_argument('--data-root', type=Path, help='the folder that holds bccd (default: data)')
+    parser.add_argument('--only', nargs='+', metavar='DATA', help='only these data sets')
+    parser.add_argument('--minutes', type=float, default=float('inf'), help='begin no run after so many minutes')
+    args = parser.parse_args()
+    if args.command == 'report':
+        print(report())
+        plot(ROOT / 'docs' / 'images' / 'study.png')
+        return
+    runs = [run for run in left() if not args.only or run.data in args.only]
+    print(f'{len(runs)} runs are left, about {estimate(runs) / 3600:.1f} hours', flush=True)
+    if args.command == 'plan':
+        for run in runs:
+            print(run.name)
+        return
+    started = time.monotonic()
+    for i, run in enumerate(runs):
+        if time.monotonic() - started > 60 * args.minutes:
+            return
+        print(f'[{i + 1}/{len(runs)}] {run.name}; about {estimate(runs[i:]) / 60:.0f} min left', flush=True)
+        execute(run, args)
+
+
+if __name__ == '__main__':
+    run_tool(main)
