@@ -1,13 +1,13 @@
 """What RKAN is worth on small data: arms x data x seeds, each run by tools/train.py, its figures kept as JSON.
 
-``run`` does what is missing, one run at a time, in the order of the plan; ``plan`` says how long that takes; ``report`` makes
-tables and a plot from the JSON alone. ``--data-root`` names the folder that holds ``bccd`` (see docs/study.md); the
-shapes are drawn.
+``run`` does what is missing, one run at a time, in the order of the plan; ``plan`` says how long that takes; ``report``
+makes tables and a plot from the JSON alone. ``--data-root`` names the folder that holds ``bccd`` (see docs/study.md);
+the shapes are drawn.
 """
 
 import argparse
 import json
-import resource
+import os
 import statistics
 import subprocess
 import sys
@@ -115,7 +115,9 @@ def execute(run: Run, args: argparse.Namespace) -> None:
     started = time.monotonic()
     with open(work_dir / 'output.txt', 'w') as output:
         command = [sys.executable, str(ROOT / 'tools' / 'train.py'), str(work_dir / 'run.py')]
-        if subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, cwd=ROOT).returncode:
+        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, cwd=ROOT)
+        _, status, usage = os.wait4(process.pid, 0)  # the peak memory of this very process
+        if status:
             raise UserError(f'{run.name} failed; see {output.name}')
     seconds = time.monotonic() - started
     curves = read_scalars(work_dir)
@@ -125,7 +127,7 @@ def execute(run: Run, args: argparse.Namespace) -> None:
         data=run.data, arm=run.arm, seed=run.seed, config=f'configs/study/{CONFIGS[run.data.split("-")[0]]}',
         backbone=ARMS[run.arm], epochs=cfg.train_cfg.max_epochs, parameters=count_parameters(MODELS.build(cfg.model)),
         seconds=round(seconds, 1), seconds_an_iteration=round(statistics.median(v for _, v in curves['time']), 4),
-        peak_memory_mib=resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss // 1024, torch=torch.__version__,
+        peak_memory_mib=usage.ru_maxrss // 1024, torch=torch.__version__,
         coco={key[5:]: points[-1][1] for key, points in curves.items() if key.startswith('coco/')},
         loss=[[round(epoch, 3), round(value, 4)] for epoch, value in curves['loss']],
     )  # fmt: skip
@@ -186,7 +188,8 @@ def report() -> str:
                 cells.append(f'{statistics.mean(values):.2f}{spread}' if rows else '')
                 cells.append(interval(differences) if differences and arm != base else '')
             for key in ('seconds_an_iteration', 'peak_memory_mib', 'parameters'):
-                cells.append(f'{statistics.median(row[key] for row in rows):.4g}' if rows else '')
+                known = [row[key] for row in rows if row[key] is not None]
+                cells.append(f'{statistics.median(known):.4g}' if known else '')
             lines.append('| ' + ' | '.join(cells) + ' |')
         lines.append('')
     return '\n'.join(lines)
