@@ -17,7 +17,7 @@ from mmengine.registry import init_default_scope
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted(
     path.relative_to(ROOT).as_posix()
-    for f in ('demo', 'lowdata', 'rkan')
+    for f in ('demo', 'lowdata', 'rkan', 'study')
     for path in (ROOT / 'configs' / f).glob('*.py')
 )
 PARAMETERS = {
@@ -43,7 +43,7 @@ def test_config(path: str, tmp_path: Path) -> None:
     model = MODELS.build(cfg.model)
     assert sum(p.numel() for p in model.parameters()) == PARAMETERS[path]
     model.init_weights()
-    masks = 'mask_head' in cfg.model.roi_head
+    masks = cfg.model.roi_head.get('mask_head') is not None
     classes = cfg.model.roi_head.bbox_head.num_classes
     batch = demo_mm_inputs(2, [[3, 96, 128]] * 2, num_items=[2, 3], num_classes=classes, with_mask=masks)
     data = model.data_preprocessor(batch, training=True)
