@@ -12,7 +12,9 @@ try:
 except Exception as error:  # a broken build of mmcv fails in many ways
     # rkan_mmdet.ops needs torch alone and must not die of a broken MMDetection.
     warnings.warn(
-        f'rkan_mmdet registers no backbone, since the MMDetection stack does not import: {error}', stacklevel=2
+        f'rkan_mmdet registers no backbone, since the MMDetection stack does not import: {error}. '
+        '`python -m rkan_mmdet.doctor` says what mends it',
+        stacklevel=2,
     )
 else:
     allow_checkpoint_globals()
