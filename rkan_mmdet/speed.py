@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -33,11 +34,17 @@ def build_detector(cfg: Config, checkpoint: str | None = None, device: str = 'cp
 
     Returns:
         nn.Module: The detector.
+
+    Raises:
+        UserError: The checkpoint can not be read, or would run code.
     """
     init_default_scope(cfg.get('default_scope', 'mmdet'))
     model = MODELS.build(cfg.model)
     if checkpoint is not None:
-        load_checkpoint(model, checkpoint, map_location='cpu')
+        try:
+            load_checkpoint(model, checkpoint, map_location='cpu')
+        except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+            raise UserError(f'{checkpoint} can not be read safely: {error}') from error
     model.eval()  # not chained: MMDetection's ResNet gives None
     return (fuse_conv_bn(model) if fuse else model).to(device)
 

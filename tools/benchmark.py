@@ -100,8 +100,10 @@ def main() -> None:
     args = parse_args()
     if args.against_checkpoint and not args.against:
         raise UserError('--against-checkpoint needs --against')
-    if args.device.startswith('cuda') and not torch.cuda.is_available():
-        raise UserError(f'--device {args.device}: there is no GPU')
+    try:
+        torch.empty(0, device=args.device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f'--device {args.device} can not be used: {str(error).splitlines()[0]}') from error
     runs = make_runs(args)
     cuda = args.device.startswith('cuda')
     with Progress(*Progress.get_default_columns()[:3], TimeRemainingColumn(), transient=True) as progress:
@@ -137,6 +139,10 @@ def main() -> None:
         low, median, high = quartiles(ratios)
         result['speed_ratio'] = dict(median=median, quartiles=[low, high])
         first, second = runs
+        if None in (args.checkpoint, args.against_checkpoint) and not (args.backbone or args.train):
+            print(
+                'With random weights the two make different numbers of detections, which cost time: name checkpoints.'
+            )
         print(f'{first} has {median:.3f} of the speed of {second} (paired; quartiles {low:.3f} to {high:.3f})')
     if args.json:
         args.json.parent.mkdir(parents=True, exist_ok=True)

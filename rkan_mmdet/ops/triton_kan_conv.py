@@ -6,10 +6,13 @@ and over blocks of channels, whatever the strides of the tensors are.
 
 from __future__ import annotations
 
+import math
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
 from .bases import Basis
 from .eager import fold
@@ -216,6 +219,22 @@ def _differentiate(ctx, grad: Tensor) -> tuple:
 
 
 _kan_conv2d.register_autograd(_differentiate, setup_context=_setup_context)
+
+
+def _count(functions_shape: tuple, out_shape: tuple) -> int:
+    """As of depthwise convolutions of x and the powers of u, which the other backends run."""
+    return 2 * math.prod(out_shape) * (functions_shape[1] + 1) * math.prod(functions_shape[2:])
+
+
+@register_flop_formula(torch.ops.rkan_mmdet.kan_conv2d)
+def _(x_shape, linear_shape, functions_shape, *sizes, out_shape=None, **kwargs) -> int:
+    return _count(functions_shape, out_shape)
+
+
+@register_flop_formula(torch.ops.rkan_mmdet.kan_conv2d_backward)
+def _(x_shape, grad_shape, linear_shape, functions_shape, *sizes, out_shape=None, **kwargs) -> int:
+    of_x, of_weights = sizes[-2:]
+    return (of_x + of_weights) * _count(functions_shape, grad_shape)
 
 
 def kan_conv2d_triton(

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 pytest.importorskip('triton', reason='triton is not installed')
 
@@ -90,6 +91,23 @@ def test_the_operator_is_registered_soundly() -> None:
     for operand in (x, x.detach().contiguous(memory_format=torch.channels_last).requires_grad_()):
         arguments = (operand, linear, functions, constant, [2, 1], [1, 1], [1, 1])
         torch.library.opcheck(torch.ops.rkan_mmdet.kan_conv2d.default, arguments)
+
+
+def test_its_multiply_adds_are_counted() -> None:
+    conv = KANConv2d(3, num_kernels=2, stride=2).to(DEVICE)
+    x = torch.randn(1, 3, 6, 5, device=DEVICE, requires_grad=True)
+    counts = []
+    for conv.backend in ('triton', 'eager'):
+        with FlopCounterMode(display=False) as counter:
+            y = conv(x)
+        counts.append(counter.get_total_flops())
+    assert counts[0] == counts[1] > 0
+    conv.backend = 'triton'
+    with FlopCounterMode(display=False) as counter:
+        conv(x).sum().backward()
+    once = 2 * 4 * 9 * y.numel()  # x, u, u^2, u^3 through nine taps; the gradients of x and of the weights as much each
+    fold = 2 * 2 * 9 * 4 * 4
+    assert counter.get_total_flops() == 3 * once + 2 * fold
 
 
 def test_what_it_can_not_do_is_said() -> None:
