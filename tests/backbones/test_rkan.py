@@ -6,6 +6,7 @@ import pickle
 
 import pytest
 import torch
+from mmcv.cnn import fuse_conv_bn
 from mmdet.models.backbones import ResNet, ResNeXt
 from mmdet.registry import MODELS
 from mmengine.logging import MMLogger
@@ -425,3 +426,23 @@ def test_senet_and_gcnet_by_plugins() -> None:
 def test_bad_arguments_are_named(options: dict, error: type, message: str) -> None:
     with pytest.raises(error, match=message):
         RKANResNet(18, **options)
+
+
+def test_folding_batch_norms_keeps_the_function() -> None:
+    """MMCV folds a norm into the convolution that is listed before it, which is not always the one that runs before."""
+    model = RKANResNet(18, stage_with_rkan=(False, True, True, True), rkan=dict(shortcut=True), norm_eval=False)
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            for tensor, low, high in (
+                (module.weight, 0.5, 1.5),
+                (module.bias, -0.5, 0.5),
+                (module.running_var, 0.5, 2),
+            ):
+                torch.nn.init.uniform_(tensor, low, high)
+            torch.nn.init.uniform_(module.running_mean, -0.5, 0.5)
+    model.eval()
+    x = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        expected = model(x)
+        for a, b in zip(fuse_conv_bn(model)(x), expected):
+            assert (a - b).abs().max() <= 1e-5 * b.abs().max()
