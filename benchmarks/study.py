@@ -89,10 +89,12 @@ def make_config(run: Run, work_dir: Path, data_root: Optional[Path]) -> Config:
     return cfg
 
 
-def start_from_plain(run: Run, cfg: Config, work_dirs: Path) -> None:
-    source = work_dirs / run.data / 'plain' / str(run.seed) / f'epoch_{cfg.train_cfg.max_epochs}.pth'
-    if not source.exists():
-        raise UserError(f'{run.name} starts from {source}, which is not there: remove its result and run `plain` again')
+def start_from_plain(run: Run, cfg: Config, args: argparse.Namespace) -> None:
+    plain = run._replace(arm='plain')
+    source = args.work_dirs / plain.name / f'epoch_{cfg.train_cfg.max_epochs}.pth'
+    if not source.exists():  # its result is kept, its weights were not
+        print(f'{run.name} starts from {source}, which is not there; {plain.name} is trained again', flush=True)
+        train(make_config(plain, new_work_dir(plain, args), args.data_root))
     init_default_scope('mmdet')
     model = MODELS.build(cfg.model)
     cfg.load_from = str(source)
@@ -103,31 +105,42 @@ def start_from_plain(run: Run, cfg: Config, work_dirs: Path) -> None:
     load_checkpoint(model, cfg.load_from, strict=True)
 
 
-def execute(run: Run, args: argparse.Namespace) -> None:
+def new_work_dir(run: Run, args: argparse.Namespace) -> Path:
     work_dir = args.work_dirs / run.name
     if work_dir.exists():  # of a run that was cut: it starts again, so that every time is of one sitting
         work_dir.rename(work_dir.with_name(f'{work_dir.name}-cut-{time.strftime("%Y%m%d-%H%M%S")}'))
     work_dir.mkdir(parents=True)
-    cfg = make_config(run, work_dir, args.data_root)
-    if run.arm in TUNED:
-        start_from_plain(run, cfg, args.work_dirs)
-    cfg.dump(str(work_dir / 'run.py'))
-    started = time.monotonic()
-    with open(work_dir / 'output.txt', 'w') as output:
-        command = [sys.executable, str(ROOT / 'tools' / 'train.py'), str(work_dir / 'run.py')]
+    return work_dir
+
+
+def train(cfg: Config) -> tuple[float, int]:
+    """Run tools/train.py in ``cfg.work_dir``; its seconds and peak memory in MiB."""
+    config, started = Path(cfg.work_dir, 'run.py'), time.monotonic()
+    cfg.dump(str(config))
+    with open(config.with_name('output.txt'), 'w') as output:
+        command = [sys.executable, str(ROOT / 'tools' / 'train.py'), str(config)]
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, cwd=ROOT)
         _, status, usage = os.wait4(process.pid, 0)  # the peak memory of this very process
         if status:
-            raise UserError(f'{run.name} failed; see {output.name}')
-    seconds = time.monotonic() - started
+            raise UserError(f'{config} failed; see {output.name}')
+    return time.monotonic() - started, usage.ru_maxrss // 1024
+
+
+def execute(run: Run, args: argparse.Namespace) -> None:
+    work_dir = new_work_dir(run, args)
+    cfg = make_config(run, work_dir, args.data_root)
+    if run.arm in TUNED:
+        start_from_plain(run, cfg, args)
+    seconds, peak_memory = train(cfg)
     curves = read_scalars(work_dir)
+    an_iteration = None if args.untimed else round(statistics.median(v for _, v in curves['time']), 4)
     init_default_scope('mmdet')
     run.result.parent.mkdir(parents=True, exist_ok=True)
     result = dict(
         data=run.data, arm=run.arm, seed=run.seed, config=f'configs/study/{CONFIGS[run.data.split("-")[0]]}',
         backbone=ARMS[run.arm], epochs=cfg.train_cfg.max_epochs, parameters=count_parameters(MODELS.build(cfg.model)),
-        seconds=round(seconds, 1), seconds_an_iteration=round(statistics.median(v for _, v in curves['time']), 4),
-        peak_memory_mib=usage.ru_maxrss // 1024, torch=torch.__version__,
+        seconds=round(seconds, 1), seconds_an_iteration=an_iteration, peak_memory_mib=peak_memory,
+        torch=torch.__version__,
         coco={key[5:]: points[-1][1] for key, points in curves.items() if key.startswith('coco/')},
         loss=[[round(epoch, 3), round(value, 4)] for epoch, value in curves['loss']],
     )  # fmt: skip
@@ -222,6 +235,7 @@ def main() -> None:
     parser.add_argument('--data-root', type=Path, help='the folder that holds bccd (default: data)')
     parser.add_argument('--only', nargs='+', metavar='DATA', help='only these data sets')
     parser.add_argument('--minutes', type=float, default=float('inf'), help='begin no run after so many minutes')
+    parser.add_argument('--untimed', action='store_true', help='other work runs beside: keep no time an iteration')
     args = parser.parse_args()
     if args.command == 'report':
         print(report())

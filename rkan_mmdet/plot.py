@@ -1,11 +1,12 @@
-"""Pictures: training curves from MMEngine's JSON logs, predictions beside ground truth."""
+"""Pictures: training curves from MMEngine's JSON logs, predictions beside ground truth, learned KAN functions."""
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from mmengine.config import Config
 
 matplotlib.use('Agg')
 from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
 
 
 def read_scalars(work_dir: str | Path) -> dict[str, list[tuple[float, float]]]:
@@ -35,7 +37,9 @@ def read_scalars(work_dir: str | Path) -> dict[str, list[tuple[float, float]]]:
         raise FileNotFoundError(f'{work_dir} holds no */vis_data/scalars.json: has anything been trained there?')
     curves: dict[str, dict[float, float]] = {}
     for file in files:  # a resumed run repeats what it lost: the later file counts
-        rows = [json.loads(line) for line in file.read_text().splitlines() if line.strip()]
+        # the last line of a run that was killed may be half a line
+        lines = [line for line in file.read_text().splitlines() if line.strip()]
+        rows = [json.loads(line) for line in lines if line.endswith('}')]
         last = max((row['step'] / row['epoch'] for row in rows if row.get('epoch')), default=1)
         for row in rows:
             # training rows count iterations and name the epoch they are in, validation rows count epochs
@@ -47,21 +51,24 @@ def read_scalars(work_dir: str | Path) -> dict[str, list[tuple[float, float]]]:
 
 
 def plot_curves(
-    work_dirs: Sequence[str | Path],
+    work_dirs: Sequence[str | Path] | Mapping[str, str | Path],
     out: str | Path,
     metrics: Sequence[str] = ('coco/bbox_mAP', 'coco/segm_mAP'),
 ) -> Path:
     """Draw loss and metrics against epochs, one line a run.
 
     Args:
-        work_dirs (Sequence[str or Path]): Work directories; their names are the legend.
+        work_dirs (Sequence or Mapping): Work directories; their names are the legend, or the keys of a mapping.
         out (str or Path): The PNG file to write.
         metrics (Sequence[str]): Drawn where a run has them.
 
     Returns:
         Path: ``out``.
     """
-    runs = {Path(work_dir).name: read_scalars(work_dir) for work_dir in work_dirs}
+    if not isinstance(work_dirs, Mapping):
+        short = len({Path(work_dir).name for work_dir in work_dirs}) == len(work_dirs)
+        work_dirs = {Path(work_dir).name if short else str(work_dir): work_dir for work_dir in work_dirs}
+    runs = {label: read_scalars(work_dir) for label, work_dir in work_dirs.items()}
     shown = [m for m in metrics if any(m in curves for curves in runs.values())]
     figure, axes = plt.subplots(1, 1 + len(shown), figsize=(5 * (1 + len(shown)), 4), squeeze=False)
     for axis, name in zip(axes[0], ['loss', *shown]):
@@ -78,9 +85,15 @@ def plot_curves(
 
 
 def plot_predictions(
-    cfg: Config, checkpoint: str, out: str | Path, count: int = 6, score_thr: float = 0.5, scale: float = 2.0
+    cfg: Config,
+    checkpoint: str,
+    out: str | Path,
+    count: int = 6,
+    score_thr: float = 0.5,
+    scale: float = 2.0,
+    against: tuple[Config, str] | None = None,
 ) -> Path:
-    """Draw ground truth (left) beside predictions (right) for the first images of the test set.
+    """Draw ground truth beside predictions for the first images of the test set.
 
     Args:
         cfg (Config): Its ``test_dataloader`` says which images.
@@ -89,37 +102,50 @@ def plot_predictions(
         count (int): How many images. Defaults to 6.
         score_thr (float): Predictions below are not drawn. Defaults to 0.5.
         scale (float): Enlargement of the pictures. Defaults to 2.0.
+        against (tuple[Config, str], optional): Config and weights of a second detector; its predictions stand between
+            ground truth and the first's. Defaults to None.
 
     Returns:
         Path: ``out``.
+
+    Raises:
+        UserError: The two configs test on different images.
     """
     import cv2
     import torch
-    from mmdet.apis import init_detector
     from mmdet.registry import DATASETS, VISUALIZERS
-    from mmengine.dataset import pseudo_collate
 
-    model = init_detector(cfg, checkpoint, device='cuda' if torch.cuda.is_available() else 'cpu')
-    dataset = DATASETS.build(cfg.test_dataloader.dataset)
+    from .launch import UserError
+    from .speed import build_detector, predict
+
+    detectors = [against, (cfg, checkpoint)] if against else [(cfg, checkpoint)]
+    models = [build_detector(*pair, device='cuda' if torch.cuda.is_available() else 'cpu') for pair in detectors]
+    datasets = [DATASETS.build(pair[0].test_dataloader.dataset) for pair in detectors]
     visualizer = VISUALIZERS.build(dict(type='DetLocalVisualizer', name='plot_predictions'))
-    visualizer.dataset_meta = dataset.metainfo
+    visualizer.dataset_meta = datasets[-1].metainfo
     pictures: list[Any] = []
-    # boxes at the border are drawn as far as they are inside
-    warnings.filterwarnings('ignore', 'Warning: The (bbox|polygon) is out of bounds')
-    for i in range(min(count, len(dataset))):
-        data = dataset[i]
-        with torch.no_grad():
-            sample = model.test_step(pseudo_collate([data]))[0].cpu()
-        image = cv2.cvtColor(cv2.imread(sample.img_path), cv2.COLOR_BGR2RGB)
-        # ground truth is in the resized image, predictions are in the original
-        factors = sample.gt_instances.bboxes.new_tensor(sample.scale_factor).repeat(2)
-        sample.gt_instances.bboxes = sample.gt_instances.bboxes / factors
-        if 'masks' in sample.gt_instances:
-            sample.gt_instances.masks = sample.gt_instances.masks.resize(sample.ori_shape[:2])
-        visualizer.add_datasample('image', image, sample, draw_gt=True, pred_score_thr=score_thr)
-        picture = visualizer.get_image()
-        pictures.append(cv2.resize(picture, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC))
-    columns = 2
+    for i in range(min(count, *map(len, datasets)) if against else min(count, len(datasets[0]))):
+        row: list[Any] = []
+        path = None
+        for model, dataset in zip(models, datasets):
+            data = dataset[i]
+            sample = predict(model, dict(inputs=[data['inputs']], data_samples=[data['data_samples']]))[0].cpu()
+            if path not in (None, sample.img_path):
+                raise UserError(f'the two configs test on different images: {path} and {sample.img_path}')
+            path = sample.img_path
+            image = cv2.cvtColor(cv2.imread(path), cv2.COLOR_BGR2RGB)
+            # ground truth is in the resized image, predictions are in the original
+            factors = sample.gt_instances.bboxes.new_tensor(sample.scale_factor).repeat(2)
+            sample.gt_instances.bboxes = sample.gt_instances.bboxes / factors
+            if 'masks' in sample.gt_instances:
+                sample.gt_instances.masks = sample.gt_instances.masks.resize(sample.ori_shape[:2])
+            with warnings.catch_warnings():
+                # boxes at the border are drawn as far as they are inside
+                warnings.filterwarnings('ignore', 'Warning: The (bbox|polygon) is out of bounds')
+                visualizer.add_datasample('image', image, sample, draw_gt=not row, pred_score_thr=score_thr)
+            row.append(visualizer.get_image())
+        pictures.append(cv2.resize(np.hstack(row), None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC))
+    columns = 1 if against else 2
     rows = math.ceil(len(pictures) / columns)
     height, width = (max(p.shape[axis] for p in pictures) for axis in (0, 1))
     sheet = np.full((rows * height, columns * width, 3), 255, np.uint8)
@@ -128,3 +154,114 @@ def plot_predictions(
         sheet[top : top + picture.shape[0], left : left + picture.shape[1]] = picture
     plt.imsave(out, sheet)
     return Path(out)
+
+
+def draw_functions(conv: Any, title: str, inputs: Any = None, initial: Any = None) -> Figure:
+    """Draw every learned function of a KAN convolution, at its place in the kernel.
+
+    Behind each stands in grey where 95 % of the functions lie that its initialisation draws.
+
+    Args:
+        conv (KANConv2d): The convolution.
+        title (str): Above the picture.
+        inputs (Tensor[L], optional): Values that reached the convolution; drawn as a histogram below, and the
+            functions over their range (the outermost 0.1 % cut off). Defaults to None: from -3 to 3.
+        initial (KANConv2d, optional): The convolution before training, drawn as dashed lines. Defaults to None.
+
+    Returns:
+        Figure: To be saved and closed.
+    """
+    import torch
+
+    windowed = conv.normalization != 'tanh'
+    low, high = (-1.0, 1.0) if windowed else (-3.0, 3.0)
+    if inputs is not None and not windowed:
+        low, high = np.quantile(inputs.numpy(), [0.001, 0.999])
+        low, high = (low, high) if high - low > 1e-6 else (low - 1, high + 1)
+    x = torch.linspace(float(low), float(high), 201, dtype=torch.float64)
+
+    def functions(module: Any) -> np.ndarray:
+        with torch.no_grad():
+            return module.functions(x).numpy()
+
+    learned = copy.deepcopy(conv).cpu().double()
+    fresh = copy.deepcopy(learned)
+    draws = []
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        for _ in range(200):
+            fresh.reset_parameters()
+            draws.append(functions(fresh))
+    band = np.quantile(np.concatenate(draws), [0.025, 0.975], axis=(0, 1))  # all taps start alike
+    (rows, columns), below = conv.kernel_size, int(inputs is not None)
+    figure, axes = plt.subplots(
+        rows + below, columns, figsize=(1 + 2.4 * columns, 0.8 + 1.9 * (rows + below)), layout='constrained',
+        sharex=True, squeeze=False,
+    )  # fmt: skip
+    for tap, axis in enumerate(axes[:rows].flat):
+        axis.fill_between(x, *band, color='0.88')
+        if initial is not None:
+            axis.plot(x, functions(copy.deepcopy(initial).cpu().double())[:, tap].T, '--', color='0.4', lw=1)
+        axis.plot(x, functions(learned)[:, tap].T, lw=1.6)
+        axis.axhline(0, color='0.6', lw=0.5)
+        axis.set_title(f'row {tap // columns - rows // 2:+d}, column {tap % columns - columns // 2:+d}', fontsize=8)
+        axis.sharey(axes[0, 0])
+    if below:
+        grid = axes[rows, 0].get_gridspec()
+        for axis in axes[rows]:
+            axis.remove()
+        axis = figure.add_subplot(grid[rows, :])
+        axis.hist(inputs.numpy(), bins=80, range=(float(low), float(high)), color='tab:grey')
+        axis.set(yticks=[], ylabel='inputs', xlim=(float(low), float(high)))
+    label = 'normalized input (the linear term is left out)' if windowed else 'input x'
+    figure.supxlabel(label, fontsize=9)
+    figure.suptitle(f'{title}: {conv.basis!r}', fontsize=10)
+    return figure
+
+
+def draw_shares(shares: dict[str, Any]) -> Figure:
+    """Draw each channel's share of the path in its stage's output, largest first, one line a stage.
+
+    Args:
+        shares (dict[str, Tensor[C]]): Of :func:`rkan_mmdet.report.observe`.
+
+    Returns:
+        Figure: To be saved and closed.
+    """
+    figure, axis = plt.subplots(figsize=(7, 3.2), layout='constrained')
+    for stage, share in shares.items():
+        ordered = np.sort(share.numpy())[::-1]
+        axis.plot(np.linspace(0, 1, len(ordered)), ordered, label=f'{stage} ({len(ordered)} channels)')
+    axis.set(xlabel='part of the channels', ylabel="the path's share", ylim=(0, 1), xlim=(0, 1))
+    axis.grid(alpha=0.3)
+    axis.legend()
+    return figure
+
+
+def draw_feature_maps(rows: Sequence[tuple[Any, dict[str, Any]]], title: str) -> Figure:
+    """Draw mean absolute feature maps beside their images.
+
+    Args:
+        rows (Sequence[tuple]): For each image the image ``(H, W, 3)`` in RGB and its named maps ``(h, w)``; the
+            maps of a row share one colour scale.
+        title (str): Above the picture.
+
+    Returns:
+        Figure: To be saved and closed.
+    """
+    columns = 1 + len(rows[0][1])
+    figure, axes = plt.subplots(
+        len(rows), columns, figsize=(2.6 * columns, 0.4 + 2.1 * len(rows)), squeeze=False, layout='constrained'
+    )
+    for line, (image, maps) in zip(axes, rows):
+        line[0].imshow(image)
+        line[0].set_title('image', fontsize=9)
+        top = max(float(m.max()) for m in maps.values())
+        for axis, (name, values) in zip(line[1:], maps.items()):
+            shown = axis.imshow(values, vmin=0, vmax=top or 1)
+            axis.set_title(name, fontsize=9)
+        figure.colorbar(shown, ax=line[-1], fraction=0.05)
+        for axis in line:
+            axis.set_axis_off()
+    figure.suptitle(title, fontsize=10)
+    return figure

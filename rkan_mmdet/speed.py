@@ -36,15 +36,27 @@ def build_detector(cfg: Config, checkpoint: str | None = None, device: str = 'cp
         nn.Module: The detector.
 
     Raises:
-        UserError: The checkpoint can not be read, or would run code.
+        UserError: The checkpoint can not be read, would run code, or lacks weights of the detector.
     """
     init_default_scope(cfg.get('default_scope', 'mmdet'))
     model = MODELS.build(cfg.model)
     if checkpoint is not None:
         try:
-            load_checkpoint(model, checkpoint, map_location='cpu')
+            loaded = load_checkpoint(model, checkpoint, map_location='cpu')
         except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
             raise UserError(f'{checkpoint} can not be read safely: {error}') from error
+        state, own = loaded.get('state_dict', loaded), model.state_dict()
+        # MMEngine logs these and goes on with weights that nobody trained
+        wrong = [
+            key
+            for key, value in own.items()
+            if not key.endswith('num_batches_tracked') and (key not in state or state[key].shape != value.shape)
+        ]
+        if wrong:
+            raise UserError(
+                f'{checkpoint} does not fit the config: {len(wrong)} of {len(own)} weights are missing or of another '
+                f'shape, such as {wrong[0]}'
+            )
     model.eval()  # not chained: MMDetection's ResNet gives None
     return (fuse_conv_bn(model) if fuse else model).to(device)
 

@@ -1,6 +1,8 @@
 """Shared by all tests: quiet third parties, and one generated data set."""
 
 import os
+import shutil
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -22,3 +24,20 @@ def shapes_root(tmp_path_factory: pytest.TempPathFactory) -> str:
     from rkan_mmdet.data.shapes import make_shapes
 
     return str(make_shapes(tmp_path_factory.mktemp('data') / 'shapes', num_train=8, num_val=4, quiet=True))
+
+
+@pytest.fixture
+def browser() -> Iterator:
+    """A headless Chromium, driven by Selenium."""
+    webdriver = pytest.importorskip('selenium.webdriver', reason='selenium is not installed')
+    binary, driver = shutil.which('chromium') or shutil.which('google-chrome'), shutil.which('chromedriver')
+    if not binary or not driver:
+        pytest.skip('there is no chromium and chromedriver (apt-get install chromium chromium-driver)')
+    options = webdriver.ChromeOptions()
+    options.binary_location = binary
+    for argument in ('--headless=new', '--no-sandbox', '--disable-dev-shm-usage', '--window-size=1200,900'):
+        options.add_argument(argument)
+    options.set_capability('goog:loggingPrefs', {'browser': 'ALL'})
+    chrome = webdriver.Chrome(options, webdriver.ChromeService(driver))
+    yield chrome
+    chrome.quit()

@@ -313,6 +313,31 @@ class KANConv2d(nn.Module):
             backend=self.backend,
         )
 
+    def functions(self, x: Tensor) -> Tensor:
+        """The learned function of each tap: what an input of value ``x`` at that tap adds to the output.
+
+        All channels share them, so they are the whole truth about this layer (RBF's constant ``linear_bias`` apart).
+        With a normalization over windows a tap's share is no function of its input alone; then ``x`` is taken as
+        the normalized value in [-1, 1] and the linear term is left out.
+
+        Args:
+            x (Tensor[L]): Input values.
+
+        Returns:
+            Tensor[K, k*k, L]: The functions at ``x``.
+
+        Examples:
+            >>> KANConv2d(8).functions(torch.linspace(-3, 3, 50)).shape
+            torch.Size([1, 9, 50])
+        """
+        windowed = self.normalization != 'tanh'
+        y = self.linear_weight[..., None] * (torch.zeros_like(x) if windowed else x)
+        if self.basis_weight is None:
+            return y
+        weight = self.basis_weight if self.basis_scale is None else self.basis_weight * self.basis_scale[..., None]
+        u = torch.tanh(x) if self.basis.on_domain and not windowed else x
+        return y + torch.einsum('ktj,jl->ktl', weight, torch.stack(self.basis.values(u)))
+
     def extra_repr(self) -> str:
         return (
             f'{self.in_channels}, num_kernels={self.num_kernels}, kernel_size={self.kernel_size}, '

@@ -264,3 +264,25 @@ def test_bad_tensors_are_named() -> None:
         kan_conv2d(x.long(), b, w, basis=basis)
     with pytest.raises(ValueError, match=r'x must be of shape \(N, 3, H, W\), but got \(1, 2, 5, 5\)'):
         KANConv2d(3)(x)
+
+
+@pytest.mark.parametrize('basis', BASES)
+def test_functions_are_what_the_convolution_sums(basis: dict) -> None:
+    conv = KANConv2d(1, num_kernels=2, kernel_size=(1, 3), padding=0, basis=basis).double()
+    x = 2 * torch.randn(1, 1, 1, 40, dtype=torch.double)
+    functions = conv.functions(x.flatten())
+    assert functions.shape == (2, 3, 40)
+    expected = sum(functions[:, t, t : 38 + t] for t in range(3))
+    if conv.linear_bias is not None:
+        expected = expected + conv.linear_bias[:, None]
+    torch.testing.assert_close(conv(x)[0, :, 0], expected)
+
+
+@pytest.mark.parametrize('normalization', ['min-max', 'arctan', 'standardization'])
+def test_functions_of_windows_leave_the_linear_term_out(normalization: str) -> None:
+    conv = KANConv2d(1, normalization=normalization)
+    u = torch.linspace(-1, 1, 5)
+    plain = KANConv2d(1)
+    plain.load_state_dict(conv.state_dict(), strict=False)
+    torch.nn.init.zeros_(plain.linear_weight)
+    torch.testing.assert_close(conv.functions(u)[..., 1:-1], plain.functions(torch.atanh(u[1:-1])))

@@ -1,0 +1,61 @@
+"""tools/plot_curves.py: several runs in one picture, from logs alone."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> list:
+    for name in ('plain', 'rkan'):
+        folder = tmp_path / name / '20260101_000000' / 'vis_data'
+        folder.mkdir(parents=True)
+        rows = []
+        for epoch in (1, 2):
+            rows += [dict(loss=1 / (5 * epoch + i), epoch=epoch, step=5 * (epoch - 1) + i) for i in range(1, 6)]
+            rows.append({'coco/bbox_mAP': 0.1 * epoch, 'step': epoch})
+        text = '\n'.join(map(json.dumps, rows)) + '\n{"loss": 0.1, "epo'  # killed while it wrote
+        (folder / 'scalars.json').write_text(text)
+    return [str(tmp_path / 'plain'), str(tmp_path / 'rkan')]
+
+
+def call(*arguments: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, '-W', 'ignore', str(ROOT / 'tools/plot_curves.py'), *arguments]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+@pytest.mark.slow
+def test_two_runs(runs: list, tmp_path: Path) -> None:
+    out = tmp_path / 'new' / 'curves.svg'
+    result = call(*runs, '--out', str(out), '--labels', 'ResNet', 'RKANet')
+    assert result.returncode == 0, result.stderr
+    text = out.read_text()
+    assert all(
+        f'<!-- {word} -->' in text for word in ('ResNet', 'RKANet', 'loss', 'coco/bbox\\_mAP') if '_' not in word
+    )
+    assert text.count('<!-- ResNet -->') == 2  # the legend of the loss and of the AP
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (['nowhere'], 'nowhere holds no */vis_data/scalars.json'),
+        (['RUNS', '--metrics', 'coco/segm_mAP'], '--metrics coco/segm_mAP is in no log; there are coco/bbox_mAP, loss'),
+        (['RUNS', '--labels', 'one'], '--labels must name 2 runs, but got 1'),
+        (['RUNS', '--out', 'curves.txt'], '--out must end in .png, .pdf or .svg'),
+        (['RUNS', '--out', __file__], 'exists already'),
+    ],
+)
+def test_refusals(arguments: list, message: str, runs: list, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    arguments = [part for argument in arguments for part in (runs if argument == 'RUNS' else [argument])]
+    result = call(*arguments)
+    assert result.returncode == 1
+    assert message in result.stderr
+    assert 'Traceback' not in result.stderr

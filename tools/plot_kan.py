@@ -1,0 +1,122 @@
+"""Show what an RKAN detector learned: PNG files and one HTML report.
+
+The functions of each KAN convolution above the inputs that reach them, the path's share of its stage's output, feature
+maps with and without the path, and predictions, beside those of another detector with --against.
+"""
+
+import argparse
+from pathlib import Path
+
+import rich.progress
+import torch
+
+from rkan_mmdet.backbones import ResidualPath
+from rkan_mmdet.launch import UserError, add_cfg_options, check_checkpoint, check_config, read_config, run_tool
+from rkan_mmdet.plot import draw_feature_maps, draw_functions, draw_shares, plot_predictions
+from rkan_mmdet.report import Observations, kan_convs, make_html, observe, png
+from rkan_mmdet.speed import build_detector, dataset_batches, predict
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('config', help='config file of the detector')
+    parser.add_argument('checkpoint', help='its weights')
+    parser.add_argument('--out', type=Path, required=True, help='the folder to make')
+    parser.add_argument(
+        '--images', type=int, default=16, help='images of the test set to look at; 0: the functions alone, without data'
+    )
+    parser.add_argument('--initial', metavar='CHECKPOINT', help='weights before training, drawn as dashed lines')
+    parser.add_argument(
+        '--against', nargs=2, metavar=('CONFIG', 'CHECKPOINT'), help='a second detector, for predictions side by side'
+    )
+    parser.add_argument('--score-thr', type=float, default=0.3, help='draw no prediction below (default: %(default)s)')
+    add_cfg_options(parser)
+    return parser.parse_args()
+
+
+def look(cfg, model: torch.nn.Module, images: int) -> tuple[Observations, list]:
+    batches = dataset_batches(cfg, images, 1)
+    with rich.progress.Progress(*rich.progress.Progress.get_default_columns()) as progress:
+        seen = observe(model, lambda batch: predict(model, batch), progress.track(batches, description='images'))
+    shown = [batch['inputs'][0].permute(1, 2, 0).flip(-1).numpy() for batch in batches[:3]]  # BGR to RGB
+    return seen, shown
+
+
+def main() -> None:
+    args = parse_args()
+    if args.images < 0:
+        raise UserError(f'--images must be at least 0, but got {args.images}')
+    if args.out.exists():
+        raise UserError(f'--out {args.out} exists already; name another folder')
+    if args.against and not args.images:
+        raise UserError('--against compares predictions on images, so --images must be at least 1, but got 0')
+    pairs = [(args.config, args.checkpoint), *([args.against] if args.against else [])]
+    configs = []
+    for config, checkpoint in pairs:
+        check_checkpoint(checkpoint)
+        configs.append(read_config(config, args.cfg_options))
+        if args.images:
+            check_config(configs[-1], ('test_dataloader',), loads_weights=False)
+    cfg, device = configs[0], 'cuda' if torch.cuda.is_available() else 'cpu'
+    model = build_detector(cfg, args.checkpoint, device)
+    if not any(isinstance(module, ResidualPath) for module in model.modules()):
+        raise UserError(f'the detector of {args.config} has no residual KAN path')
+    initial = {}
+    if args.initial:
+        check_checkpoint(args.initial)
+        initial = kan_convs(build_detector(cfg, args.initial))
+
+    seen, images = look(cfg, model, args.images) if args.images else (Observations({}, {}, {}), [])
+    pictures: dict = {}
+    for name, conv in kan_convs(model).items():
+        figure = draw_functions(conv, name, seen.inputs.get(name), initial.get(name))
+        pictures[f'functions of {name}'] = png(figure)
+    sections = [
+        (
+            'Learned functions',
+            'Each panel is a tap of the kernel: what an input pixel of that value at that place adds to the output. '
+            'All channels share them. Grey: where 95 % of the functions lie before training. '
+            + 'Dashed: before training. ' * bool(initial)
+            + 'Below: the inputs that reached the convolution.' * bool(args.images),
+            dict(pictures),
+            [],
+        )
+    ]  # fmt: skip
+    if seen.shares:
+        shares = {'share of the path': png(draw_shares(seen.shares))}
+        rows = [['stage', 'mean share', 'median', 'largest', 'channels above 0.5']]
+        for stage, share in seen.shares.items():
+            values = (share.mean(), share.median(), share.max(), (share > 0.5).float().mean())
+            rows.append([stage, *(f'{float(value):.3f}' for value in values)])
+        text = (
+            "The path's share of the stage's output in each channel: the energy of what the path changes, over that of "
+            f'the blocks and of the change together, over {args.images} images.'
+        )
+        sections.append(('Share of the path', text, shares, rows))
+        maps = {
+            f'feature maps of {stage}': png(draw_feature_maps(list(zip(images, rows)), stage))
+            for stage, rows in seen.maps.items()
+        }
+        sections.append(('Feature maps', 'Mean absolute value over the channels.', maps, []))
+        pictures.update(shares, **maps)
+
+    part = args.out.with_name(f'{args.out.name}.part')
+    part.mkdir(parents=True, exist_ok=True)  # of a call that was cut
+    if args.images:
+        against = (configs[1], args.against[1]) if args.against else None
+        path = plot_predictions(
+            cfg, args.checkpoint, part / 'predictions.png', min(4, args.images), args.score_thr, against=against
+        )
+        text = f'Scores above {args.score_thr}. From left to right: ground truth, '
+        text += f'{args.against[0]}, {args.config}.' if args.against else 'predictions (two images a row).'
+        sections.append(('Predictions', text, dict(predictions=path.read_bytes()), []))
+    for caption, picture in pictures.items():
+        (part / f'{caption.replace(" ", "_")}.png').write_bytes(picture)
+    title = f'What {args.config} learned'
+    (part / 'report.html').write_text(make_html(title, sections), encoding='utf-8')
+    part.rename(args.out)
+    print(f'{args.out / "report.html"}, and {len(list(args.out.glob("*.png")))} pictures beside it')
+
+
+if __name__ == '__main__':
+    run_tool(main)
