@@ -48,6 +48,29 @@ def _seen_values(conv: KANConv2d, x: Tensor) -> Tensor:
     return normalize_windows(windows, conv.normalization, scale).flatten()
 
 
+def watch_inputs(model: nn.Module) -> tuple[dict[str, list[Tensor]], list[Any]]:
+    """Keep a sample of the values that reach each KAN convolution, batch by batch.
+
+    Args:
+        model (nn.Module): Holds KAN convolutions.
+
+    Returns:
+        tuple: The samples by name, which grow while the model runs, and the handles whose ``remove()`` ends that.
+    """
+    samples: dict[str, list[Tensor]] = {}
+    generator = torch.Generator().manual_seed(0)  # the global one must not move: training would differ
+
+    def watch(name: str) -> Callable:
+        def hook(conv: KANConv2d, arguments: tuple) -> None:
+            values = _seen_values(conv, arguments[0].detach()).float().cpu()
+            chosen = torch.randint(len(values), (min(_SAMPLES, len(values)),), generator=generator)
+            samples.setdefault(name, []).append(values[chosen])
+
+        return hook
+
+    return samples, [conv.register_forward_pre_hook(watch(name)) for name, conv in kan_convs(model).items()]
+
+
 @torch.no_grad()
 def observe(model: nn.Module, run: Callable[[Any], Any], batches: Iterable[Any], pictures: int = 3) -> Observations:
     """Run a model over batches and watch its KAN convolutions and residual paths.
@@ -74,18 +97,9 @@ def observe(model: nn.Module, run: Callable[[Any], Any], batches: Iterable[Any],
         >>> {name: tuple(share.shape) for name, share in seen.shares.items()}
         {'': (8,)}
     """
-    inputs: dict[str, list[Tensor]] = {name: [] for name in kan_convs(model)}
     squares: dict[str, Tensor] = {}
     maps: dict[str, list[dict[str, Tensor]]] = {}
-    generator = torch.Generator().manual_seed(0)
-    handles = []
-
-    def watch_input(name: str) -> Callable:
-        def hook(conv: KANConv2d, arguments: tuple) -> None:
-            values = _seen_values(conv, arguments[0]).float().cpu()
-            inputs[name].append(values[torch.randint(len(values), (min(_SAMPLES, len(values)),), generator=generator)])
-
-        return hook
+    inputs, handles = watch_inputs(model)
 
     def watch_stage(stage: str) -> Callable:
         def hook(module: nn.Module, arguments: tuple, output: Tensor) -> None:
@@ -100,8 +114,6 @@ def observe(model: nn.Module, run: Callable[[Any], Any], batches: Iterable[Any],
 
         return hook
 
-    for name, conv in kan_convs(model).items():
-        handles.append(conv.register_forward_pre_hook(watch_input(name)))
     for name, module in model.named_modules():
         if isinstance(module, ResidualPath):
             stage = name.rpartition('.')[0]  # a path is the child `rkan` of its stage
@@ -113,7 +125,7 @@ def observe(model: nn.Module, run: Callable[[Any], Any], batches: Iterable[Any],
         for handle in handles:
             handle.remove()
     shares = {stage: (s[1] / s.sum(0).clamp_min(1e-30)).float() for stage, s in squares.items()}
-    return Observations({name: torch.cat(values) for name, values in inputs.items() if values}, shares, maps)
+    return Observations({name: torch.cat(values) for name, values in inputs.items()}, shares, maps)
 
 
 def png(figure: Any) -> bytes:

@@ -1,19 +1,32 @@
-"""The code blocks of the docs run."""
+"""The code blocks of the docs run, their commands are such as the tools take, and the pages build."""
 
+import argparse
+import importlib
+import importlib.util
 import re
+import shlex
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 from mmengine.config import Config
-from mmengine.registry import MODELS
+from mmengine.registry import MODELS, init_default_scope
 
 ROOT = Path(__file__).parents[1]
+PAGES = [
+    path.relative_to(ROOT).as_posix()
+    for path in [
+        ROOT / 'README.md',
+        ROOT / 'CONTRIBUTING.md',
+        *(ROOT / 'docs').glob('*.md'),
+        *ROOT.glob('configs/*/*.md'),
+    ]
+]
 
 
-def blocks(name: str) -> list:
-    return re.findall(r'```python\n(.*?)```', (ROOT / name).read_text(), re.DOTALL)
+def blocks(name: str, language: str = 'python') -> list:
+    return re.findall(rf'```{language}\n(.*?)```', (ROOT / name).read_text(), re.DOTALL)
 
 
 def test_a_basis_of_your_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -34,3 +47,95 @@ def test_a_basis_of_your_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     finally:
         BASES.pop('Sines', None)
         sys.modules.pop('my_bases', None)
+
+
+@pytest.mark.parametrize('page', ['docs/plug_in.md', 'docs/backends.md', 'README.md'])
+def test_python_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / 'configs').symlink_to(ROOT / 'configs')
+    monkeypatch.chdir(tmp_path)
+    code = [block for block in blocks(page) if 'import ' in block]
+    assert code
+    for block in code:
+        exec(compile(block, page, 'exec'), {})
+
+
+def test_the_plugged_in_configs_build(tmp_path: Path) -> None:
+    configs = [block for block in blocks('docs/plug_in.md') if re.match(r'# my_\w+\.py', block)]
+    assert len(configs) == 3
+    for text in configs:
+        (tmp_path / text.split()[1]).write_text(text)
+    expected = {'my_detector': 0, 'my_rkan_detector': 2, 'my_rtmdet': 2}
+    for name, count in expected.items():
+        cfg = Config.fromfile(str(tmp_path / f'{name}.py'))
+        if 'init_cfg' in cfg.model.backbone:  # weights from the network
+            cfg.model.backbone.init_cfg = None
+        init_default_scope('mmdet')
+        model = MODELS.build(cfg.model)
+        assert sum('kan_conv' in key and key.endswith('basis_weight') for key in model.state_dict()) == count, name
+
+
+def commands() -> list:
+    """(page, words) of every command in a bash block; variables that the page sets are put in."""
+    found = []
+    for page in PAGES:
+        variables: dict = {}
+        for block in blocks(page, 'bash'):
+            for line in block.replace('\\\n', ' ').splitlines():
+                for command in line.split(' && '):
+                    words = shlex.split(command, comments=True)
+                    while words and re.fullmatch(r'[A-Z_]+=.*', words[0]):
+                        name, value = words.pop(0).split('=', 1)
+                        variables[name] = value
+                    for name, value in variables.items():
+                        words = [re.sub(rf'\${name}\b', value, word) for word in words]
+                    if words:
+                        found.append((page, words))
+    return found
+
+
+class _ParsedError(Exception):
+    pass
+
+
+def parse_only(monkeypatch: pytest.MonkeyPatch, module: object, arguments: list) -> None:
+    parse = argparse.ArgumentParser.parse_args
+
+    def stop(self: argparse.ArgumentParser, *rest: object) -> None:
+        parse(self, *rest)
+        raise _ParsedError
+
+    monkeypatch.setattr(argparse.ArgumentParser, 'parse_args', stop)
+    monkeypatch.setattr('sys.argv', ['tool', *arguments])
+    with pytest.raises(_ParsedError):
+        module.main()
+
+
+@pytest.mark.parametrize(
+    ('page', 'words'), commands(), ids=lambda value: value if isinstance(value, str) else ' '.join(value)
+)
+def test_commands_are_taken(page: str, words: list, monkeypatch: pytest.MonkeyPatch) -> None:
+    for word in words:
+        if word.startswith(('configs/', 'tools/', 'benchmarks/', 'tests/', 'docs/')):
+            assert list(ROOT.glob(word)), f'{page} names {word}'
+    if words[0] == 'make':
+        targets = [word for word in words[1:] if '=' not in word]
+        assert all(re.search(rf'^{target}:', (ROOT / 'Makefile').read_text(), re.MULTILINE) for target in targets)
+    elif words[:2] == ['python', '-m']:
+        parse_only(monkeypatch, importlib.import_module(words[2]), words[3:])
+    elif words[0] == 'python' and not words[1].startswith('$('):  # a tool of MMDetection's
+        spec = importlib.util.spec_from_file_location(f'documented_{Path(words[1]).stem}', ROOT / words[1])
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        parse_only(monkeypatch, module, words[2:])
+    else:
+        assert words[0] in ('git', 'cd', 'pip', 'apt-get', 'mim', 'tools/reproduce.sh', 'pytest', 'python'), (
+            f'{page}: {words}'
+        )
+
+
+@pytest.mark.slow
+def test_the_pages_build(tmp_path: Path) -> None:
+    build = pytest.importorskip('sphinx.cmd.build').build_main
+    assert build(['-q', '-W', '--keep-going', '-b', 'html', str(ROOT / 'docs'), str(tmp_path)]) == 0
+    text = (tmp_path / 'api.html').read_text()
+    assert all(name in text for name in ('RKANResNet', 'kan_conv2d_reference', 'KANConv2d', 'basis_weight'))
