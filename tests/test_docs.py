@@ -128,7 +128,7 @@ def test_commands_are_taken(page: str, words: list, monkeypatch: pytest.MonkeyPa
         spec.loader.exec_module(module)
         parse_only(monkeypatch, module, words[2:])
     else:
-        assert words[0] in ('git', 'cd', 'pip', 'apt-get', 'mim', 'tools/reproduce.sh', 'pytest', 'python'), (
+        assert words[0] in ('git', 'cd', 'pip', 'apt-get', 'mim', 'pytest', 'python') or (ROOT / words[0]).is_file(), (
             f'{page}: {words}'
         )
 

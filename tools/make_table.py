@@ -21,6 +21,7 @@ METRICS = {
     'mask AP': 'coco/segm_mAP',
     'mask AP50': 'coco/segm_mAP_50',
 }
+VOC_METRICS = {'VOC AP50': 'pascal_voc/AP50'}
 # The authors' figures: Mask R-CNN, their recipe, at 640 px (SENet's are not in their README).
 AUTHORS = {
     'r50': (35.59, 53.58, 31.94, 50.79, 118.2),
@@ -57,14 +58,14 @@ def find_baseline(config: Path) -> str:
     return '_'.join((before, re.sub(r'^rkan-(e-)?|-\dxl$', '', backbone), after))
 
 
-def read_run(work_dir: Path, epochs: int, best: bool) -> dict:
+def read_run(work_dir: Path, epochs: int, best: bool, metrics: dict) -> dict:
     """AP in percent of a run, and the epoch it is of; empty when nothing was validated."""
     try:
         curves = read_scalars(work_dir)
     except FileNotFoundError:
         return {}
     row = {}
-    for name, key in METRICS.items():
+    for name, key in metrics.items():
         if key in curves:
             epoch, value = curves[key][-1]
             if best:  # AP50 is read where AP is best, as one would choose a checkpoint
@@ -85,14 +86,14 @@ def measure_fps(config: Path, rounds: int) -> float:
     return 1 / quartiles(seconds[''])[1]
 
 
-def make_row(config: Path, args: argparse.Namespace) -> dict:
+def make_row(config: Path, args: argparse.Namespace, metrics: dict) -> dict:
     cfg = read_config(str(config))
     row = dict(model=split_name(config)[1], config=config.stem)
-    row.update(read_run(args.work_dirs / config.stem, cfg.train_cfg.get('max_epochs', 0), args.best))
+    row.update(read_run(args.work_dirs / config.stem, cfg.train_cfg.get('max_epochs', 0), args.best, metrics))
     row['parameters'] = count_parameters(build_detector(cfg))
     if args.fps:
         row['FPS'] = round(measure_fps(config, args.fps), 2)
-    if row['model'] in AUTHORS and config.stem.startswith('mask-rcnn'):
+    if row['model'] in AUTHORS and config.stem.startswith('mask-rcnn') and config.stem.endswith('x_coco'):
         row['authors'] = dict(zip((*METRICS, 'FPS'), AUTHORS[row['model']]))
     return row
 
@@ -104,8 +105,8 @@ def difference(row: dict, rows: dict, name: str) -> Optional[float]:
     return round(row[name] - base[name], 2)
 
 
-def markdown(rows: dict) -> str:
-    names = (*METRICS, 'FPS')
+def markdown(rows: dict, metrics: dict) -> str:
+    names = (*metrics, 'FPS')
     head = ['model', *names, 'parameters', *(f"authors' {name}" for name in names)]
     lines = ['| ' + ' | '.join(head) + ' |', '| --- ' * len(head) + '|']
     for row in rows.values():
@@ -117,7 +118,7 @@ def markdown(rows: dict) -> str:
                 f'{row[name]:.1f}' + (f' ({change:+.1f})' if change is not None else '') if name in row else ''
             )
         cells.append(f'{row["parameters"] / 1e6:.2f} M')
-        cells += [f'{row["authors"][name]}' if 'authors' in row else '' for name in names]
+        cells += [f'{row["authors"].get(name, "")}' if 'authors' in row else '' for name in names]
         lines.append('| ' + ' | '.join(cells) + ' |')
     return '\n'.join(lines)
 
@@ -127,12 +128,16 @@ def main() -> None:
     if args.json and args.json.exists():
         raise UserError(f'--json {args.json} exists; name another file')
     configs = args.configs or sorted(CONFIGS.glob('mask-rcnn_*_fpn_authors-1x_coco.py'), key=lambda p: (len(p.stem), p))
+    voc = ['voc' in config.stem for config in configs]
+    if any(voc) != all(voc):
+        raise UserError('configs of COCO and of VOC have no metric in common; make two tables')
+    metrics = VOC_METRICS if any(voc) else METRICS
     rows = {}
     for config in track(configs, 'reading', transient=True):
-        rows[config.stem] = make_row(config, args)
+        rows[config.stem] = make_row(config, args, metrics)
     for row in rows.values():
-        row['difference'] = {name: difference(row, rows, name) for name in METRICS if name in row}
-    print(markdown(rows))
+        row['difference'] = {name: difference(row, rows, name) for name in metrics if name in row}
+    print(markdown(rows, metrics))
     print(
         "\nIn brackets: difference to the plain model. The authors' figures are theirs. MMDetection logs AP to 0.1 %."
     )

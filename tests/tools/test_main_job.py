@@ -87,18 +87,6 @@ def test_random_weights_score_nothing(tmp_path: Path) -> None:
     assert max(scores.values()) < 0.01
 
 
-def test_two_processes_train_without_unused_parameters(shapes_root: str, tmp_path: Path) -> None:
-    """DDP refuses the second step when a parameter got no gradient in the first."""
-    log = python(
-        '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2', 'tools/train.py', DEMO,
-        '--launcher', 'pytorch', '--work-dir', str(tmp_path / 'work'), *options(shapes_root, 2),
-        'train_dataloader.batch_size=2', OMP_NUM_THREADS='1',
-    )  # fmt: skip
-    assert 'GPU number: 2' in log
-    assert re.search(r'Epoch\(train\) +\[2\]\[2/2\]', log)
-    assert 'coco/bbox_mAP' in log
-
-
 @pytest.mark.skipif(not COCO_TINY.exists(), reason=f'needs COCO images in COCO layout at RKAN_COCO_TINY ({COCO_TINY})')
 @pytest.mark.parametrize('by_environment', [False, True])
 def test_real_coco_images(by_environment: bool, tmp_path: Path) -> None:
