@@ -2,6 +2,8 @@
 
 import importlib.util
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -69,3 +71,37 @@ def test_committed_results_are_whole() -> None:
         assert (ROOT / row['config']).is_file()
         assert len(row['coco']) == 12 * (2 if row['data'].startswith('shapes') else 1)
         assert row['seconds'] > 0
+
+
+def test_bccd_is_converted(tmp_path: Path) -> None:
+    import cv2
+    import numpy as np
+    from pycocotools.coco import COCO
+
+    source = tmp_path / 'checkout' / 'BCCD'
+    for folder in ('ImageSets/Main', 'Annotations', 'JPEGImages'):
+        (source / folder).mkdir(parents=True)
+    box = (
+        '<object><name>{}</name><bndbox><xmin>{}</xmin><ymin>{}</ymin><xmax>{}</xmax><ymax>{}</ymax></bndbox></object>'
+    )
+    for name in ('a', 'b', 'c'):
+        cv2.imwrite(str(source / f'JPEGImages/{name}.jpg'), np.zeros((48, 64, 3), np.uint8))
+        objects = box.format('WBC', 1, 2, 11, 22) + box.format('RBC', 5, 5, 6, 9) + box.format('Platelets', 0, 0, 4, 4)
+        (source / f'Annotations/{name}.xml').write_text(
+            f'<annotation><size><width>64</width><height>48</height></size>{objects}</annotation>'
+        )
+    (source / 'ImageSets/Main/trainval.txt').write_text('b\na\n')
+    (source / 'ImageSets/Main/test.txt').write_text('c\n')
+    command = [sys.executable, str(ROOT / 'benchmarks/convert_bccd.py'), str(source.parent), str(tmp_path / 'bccd')]
+    assert subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines() == [
+        'train: 2 images, 4 boxes', 'val: 1 images, 2 boxes'
+    ]  # fmt: skip
+    coco = COCO(str(tmp_path / 'bccd/annotations/instances_train.json'))
+    assert [image['file_name'] for image in coco.loadImgs([1, 2])] == ['a.jpg', 'b.jpg']
+    assert all((tmp_path / 'bccd/train' / image['file_name']).exists() for image in coco.imgs.values())
+    assert [(a['bbox'], a['category_id'], a['area']) for a in coco.imgToAnns[1]] == [
+        ([1, 2, 10, 20], 2, 200), ([0, 0, 4, 4], 3, 16)
+    ]  # fmt: skip
+    again = subprocess.run(command, capture_output=True, text=True)
+    assert again.returncode == 1
+    assert 'exists already' in again.stderr
