@@ -4,7 +4,7 @@ PYTHON ?= python3
 STACK ?= default
 RUN := $(if $(filter default,$(STACK)),.venv,.venv-$(STACK))/bin/python
 
-.PHONY: env demo test quick lint
+.PHONY: env demo test quick lint docs
 env:
 	@RKAN_STACK=$(STACK) $(PYTHON) tools/setup_env.py
 
@@ -19,3 +19,6 @@ quick: env
 
 lint: env
 	@$(RUN) -m ruff check . && $(RUN) -m ruff format --check .
+
+docs: env
+	@$(RUN) -m sphinx -W --keep-going -b html docs build/docs $(ARGS)

@@ -20,6 +20,7 @@ from mmengine.runner import load_checkpoint
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from .backbones import fuse_paths
 from .launch import UserError
 
 
@@ -30,7 +31,8 @@ def build_detector(cfg: Config, checkpoint: str | None = None, device: str = 'cp
         cfg (Config): The config.
         checkpoint (str, optional): A checkpoint of it. Defaults to None.
         device (str): Defaults to ``'cpu'``.
-        fuse (bool): Whether to fold each batch norm into the convolution before it. Defaults to False.
+        fuse (bool): Whether to fold batch norms into convolutions, on a CPU those of residual paths too.
+            Defaults to False.
 
     Returns:
         nn.Module: The detector.
@@ -58,7 +60,9 @@ def build_detector(cfg: Config, checkpoint: str | None = None, device: str = 'cp
                 f'shape, such as {wrong[0]}'
             )
     model.eval()  # not chained: MMDetection's ResNet gives None
-    return (fuse_conv_bn(model) if fuse else model).to(device)
+    if fuse:
+        model = fuse_conv_bn(model if 'cuda' in device else fuse_paths(model))
+    return model.to(device)
 
 
 def random_batch(size: tuple[int, int], batch_size: int) -> dict[str, list]:

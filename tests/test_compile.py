@@ -1,4 +1,6 @@
-"""torch.compile of the op, the path and the backbone as one graph, gradients too; torch.export of the backbone."""
+"""torch.compile of the op, the path and the backbone as one graph, gradients too; torch.export and the older tracer."""
+
+from pathlib import Path
 
 import pytest
 import torch
@@ -87,4 +89,39 @@ def test_export() -> None:
     with torch.no_grad():
         program = torch.export.export(model, (x,))
         for a, b in zip(program.module()(x), model(x)):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    'options',
+    [
+        dict(stride=2),
+        dict(num_kernels=2, basis=dict(type='Legendre', degree=7)),
+        dict(basis=dict(type='RBF')),
+        dict(basis=dict(type='BSpline')),
+        dict(basis=dict(type='Linear')),
+    ],
+    ids=str,
+)
+def test_exported_op(options: dict) -> None:
+    """Exported and traced alike: depthwise convolutions, for any size, without guards that plain convolutions lack."""
+    conv = KANConv2d(6, **options).double()
+    sizes = {2: torch.export.Dim('h', min=4, max=512), 3: torch.export.Dim('w', min=4, max=512)}
+    x = torch.randn(2, 6, 8, 12, dtype=torch.double)
+    program = torch.export.export(conv, (x,), dynamic_shapes=(sizes,)).module()
+    traced = torch.jit.trace(conv, (x,), check_trace=False)
+    graphs = [module.graph for module in program.modules() if isinstance(module, torch.fx.GraphModule)]
+    assert torch.ops.aten.conv2d.default in {node.target for graph in graphs for node in graph.nodes}
+    for size in ((8, 12), (9, 7), (33, 4)):
+        x = torch.randn(2, 6, *size, dtype=torch.double)
+        torch.testing.assert_close(program(x), conv(x), rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(traced(x), conv(x), rtol=1e-9, atol=1e-12)
+
+
+def test_traced_backbone(tmp_path: Path) -> None:
+    model = RKANResNet(18, base_channels=16, stem_channels=16, rkan=dict(num_kernels=2)).eval()
+    torch.jit.trace(model, (torch.randn(1, 3, 64, 96),), check_trace=False).save(tmp_path / 'traced.pt')
+    traced, x = torch.jit.load(tmp_path / 'traced.pt'), torch.randn(2, 3, 65, 97)
+    with torch.no_grad():
+        for a, b in zip(traced(x), model(x)):
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)

@@ -1,5 +1,6 @@
 """Backbones with residual KAN paths beside their stages."""
 
+from .fused_path import fuse_paths
 from .plugins import SEPlugin
 from .residual_path import ResidualPath
 from .rkan import (
@@ -25,5 +26,6 @@ __all__ = [
     'ResidualPath',
     'SEPlugin',
     'attach_paths',
+    'fuse_paths',
     'probe_stage',
 ]

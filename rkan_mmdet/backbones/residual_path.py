@@ -11,7 +11,7 @@ from mmengine.model import BaseModule
 from mmengine.utils.dl_utils.parrots_wrapper import _BatchNorm
 from torch import Tensor, nn
 
-from rkan_mmdet.checks import check_bool, check_choice, check_int
+from rkan_mmdet.checks import check_bool, check_choice, check_float, check_int
 from rkan_mmdet.ops import KANConv2d
 
 
@@ -187,7 +187,10 @@ class ResidualPath(BaseModule):
         def build_conv(which: int, in_channels: int, kernels: int, stride: int) -> nn.Module:
             if conv_cfg is not None:
                 options = dict(stride=stride, padding=1, groups=in_channels, bias=False)
-                return build_conv_layer(conv_cfg, in_channels, in_channels * kernels, 3, **options)
+                try:
+                    return build_conv_layer(conv_cfg, in_channels, in_channels * kernels, 3, **options)
+                except KeyError as error:
+                    raise ValueError(f'conv_cfg={conv_cfg!r} gives no convolution: {error}') from None
             options = dict(basis=_basis_of(basis, which), normalization=normalization, backend=backend)
             return KANConv2d(in_channels, kernels, stride=stride, **options)
 
@@ -270,6 +273,10 @@ class ResidualPath(BaseModule):
 def _build_norm(norm_cfg: dict[str, Any], channels: int) -> nn.Module:
     if not isinstance(norm_cfg, dict) or 'type' not in norm_cfg:
         raise TypeError(f"norm_cfg must be a dict such as dict(type='BN'), but got {norm_cfg!r}")
+    if 'eps' in norm_cfg:  # torch looks at these two when they are used
+        check_float("norm_cfg['eps']", norm_cfg['eps'], 0)
+    if norm_cfg.get('momentum') is not None:
+        check_float("norm_cfg['momentum']", norm_cfg['momentum'], -1)
     try:
         return build_norm_layer(norm_cfg, channels)[1]
     except (KeyError, ValueError, AssertionError) as error:

@@ -26,7 +26,7 @@ MAX_MONOMIAL_DEGREE = 5
 PART_BYTES = 2**22
 
 
-class _Spec(NamedTuple):
+class Spec(NamedTuple):
     basis: Basis
     stride: tuple[int, int]
     padding: tuple[int, int]
@@ -113,21 +113,55 @@ def _chain(u: Tensor | None, basis: Basis, by_plane: Callable[[int], Tensor]) ->
     return total.add_(by_plane(0))
 
 
-def _expand(kernels: Tensor, x: Tensor) -> list[tuple[Tensor, ...]]:
-    """For each plane its kernels (C, 1, kh, kw), for as many channels as a part has at most."""
-    channels = min(_parts(x)[0].stop, x.shape[1])
-    weights = kernels.transpose(0, 1)[:, :, None, None].expand(-1, -1, channels, -1, -1, -1).contiguous()
-    return [plane.unbind() for plane in weights]
+def expand(kernels: Tensor, channels: int) -> Tensor:
+    """The kernels (K, planes, kh, kw) as depthwise ones, (planes, K, channels, 1, kh, kw)."""
+    return kernels.transpose(0, 1)[:, :, None, None].expand(-1, -1, channels, -1, -1, -1).contiguous()
 
 
-def _join(linear: Tensor, functions: Tensor | None) -> Tensor:
+def _expand_to_parts(kernels: Tensor, x: Tensor) -> list[tuple[Tensor, ...]]:
+    """For each plane its depthwise kernels, for as many channels as a part has at most."""
+    return [plane.unbind() for plane in expand(kernels, min(_parts(x)[0].stop, x.shape[1]))]
+
+
+def sum_planes(x: Tensor, weights: Tensor, bias: Tensor | None, spec: Spec) -> Tensor:
+    """The sum over planes of depthwise convolutions, part by part; without a gradient.
+
+    Args:
+        x (Tensor[N, C, H, W]): The input.
+        weights (Tensor[planes, K, C', 1, kh, kw]): The kernels of each channel, or for C' < C of any.
+        bias (Tensor[K, C] or None): Added to the outputs; a stride of 0 gives all channels the same.
+        spec (Spec): Basis, stride, padding and dilation.
+    """
+    y, shared = None, weights.shape[2] < x.shape[1]
+    for part in _parts(x):
+        cut = _cut(x, part, weights.dtype)
+        channels, sums = cut.shape[1], []
+        chosen = slice(channels) if shared else part
+        for p, plane in enumerate(_planes(cut, spec.basis)):
+            for k, weight in enumerate(weights[p, :, chosen].unbind()):
+                # no name for what is added: memory that is free at once is used again while it is in the caches
+                if p == 0:
+                    sums.append(F.conv2d(plane, weight, None if bias is None else bias[k, part], *spec[1:], channels))
+                else:
+                    sums[k].add_(F.conv2d(plane, weight, None, *spec[1:], channels))
+        if y is None:
+            last = x.is_contiguous(memory_format=torch.channels_last)
+            size = (x.shape[0], weights.shape[1] * x.shape[1], *sums[0].shape[2:])
+            y = torch.empty(size, dtype=x.dtype, device=x.device,
+                            memory_format=torch.channels_last if last else torch.contiguous_format)  # fmt: skip
+        for total, target in zip(sums, y.split(x.shape[1], dim=1)):
+            target[:, part] = total
+    return y
+
+
+def join(linear: Tensor, functions: Tensor | None) -> Tensor:
     """The kernels of all planes, (K, planes, kh, kw). Not one input: the gradients of its parts would be views."""
     return linear[:, None] if functions is None else torch.cat([linear[:, None], functions], dim=1)
 
 
-def shifted(x: Tensor, linear: Tensor, functions: Tensor | None, spec: _Spec) -> Tensor:
+def shifted(x: Tensor, linear: Tensor, functions: Tensor | None, spec: Spec) -> Tensor:
     """The same sum over shifted slices: what a compiler fuses, and what autograd differentiates twice."""
-    kernels = _join(linear, functions)
+    kernels = join(linear, functions)
     (pad_h, pad_w), size = spec.padding, kernels.shape[2:]
     padded = F.pad(x.to(kernels.dtype), (pad_w, pad_w, pad_h, pad_h))
     extent = [
@@ -162,37 +196,42 @@ def shifted(x: Tensor, linear: Tensor, functions: Tensor | None, spec: _Spec) ->
     return torch.cat(outputs, dim=1) if len(outputs) > 1 else outputs[0]
 
 
+def is_exporting() -> bool:
+    """Whether the graph is written for another runtime: by torch.export (and so for ONNX), or by the older tracer."""
+    exporting = getattr(torch.compiler, 'is_exporting', None)  # since torch 2.7
+    return torch.jit.is_tracing() or (exporting is not None and exporting())
+
+
+def depthwise(x: Tensor, weights: Tensor, bias: Tensor | None, spec: Spec) -> Tensor:
+    """:func:`sum_planes` as plain convolutions: what other runtimes have fast, and what autograd knows."""
+    x = x.to(weights.dtype)
+    planes, channels = [x], int(x.shape[1])  # the older tracer gives a tensor
+    if spec.basis.num_functions:
+        u = _domain(x, spec.basis)
+        planes += [u] if is_monomial(spec.basis) else _values(u, spec.basis)
+    for _ in range(len(weights) - len(planes)):
+        planes.append(planes[-1] * u)  # the powers
+    outputs = []
+    for k in range(weights.shape[1]):
+        total = F.conv2d(x, weights[0, k], None if bias is None else bias[k], *spec[1:], channels)
+        for plane, weight in zip(planes[1:], weights[1:, k]):
+            total = total + F.conv2d(plane, weight, None, *spec[1:], channels)
+        outputs.append(total)
+    return torch.cat(outputs, dim=1) if len(outputs) > 1 else outputs[0]
+
+
 class _PlanesConv2d(torch.autograd.Function):
     """Sum over planes of depthwise convolutions; keeps ``x`` and computes the planes again for the backward pass."""
 
     @staticmethod
     def forward(
-        ctx, x: Tensor, linear: Tensor, functions: Tensor | None, constant: Tensor | None, spec: _Spec
+        ctx, x: Tensor, linear: Tensor, functions: Tensor | None, constant: Tensor | None, spec: Spec
     ) -> Tensor:
         ctx.spec = spec
         ctx.save_for_backward(x, linear, functions)
-        kernels = _join(linear, functions)
-        y, last = None, x.is_contiguous(memory_format=torch.channels_last)
-        weights = _expand(kernels, x)
-        for part in _parts(x):
-            cut = _cut(x, part, kernels.dtype)
-            channels, sums = cut.shape[1], []
-            for p, plane in enumerate(_planes(cut, spec.basis)):
-                for k, weight in enumerate(weights[p]):
-                    weight = weight[:channels]
-                    # no name for what is added: memory that is free at once is used again while it is in the caches
-                    if p == 0:
-                        bias = None if constant is None else constant[k].expand(channels)
-                        sums.append(F.conv2d(plane, weight, bias, *spec[1:], channels))
-                    else:
-                        sums[k].add_(F.conv2d(plane, weight, None, *spec[1:], channels))
-            if y is None:
-                size = (x.shape[0], len(kernels), x.shape[1], *sums[0].shape[2:])
-                y = torch.empty((size[0], size[1] * size[2], *size[3:]), dtype=x.dtype, device=x.device,
-                                memory_format=torch.channels_last if last else torch.contiguous_format)  # fmt: skip
-            for total, target in zip(sums, y.split(x.shape[1], dim=1)):
-                target[:, part] = total
-        return y
+        weights = expand(join(linear, functions), min(_parts(x)[0].stop, x.shape[1]))
+        bias = None if constant is None else constant[:, None].expand(-1, x.shape[1])
+        return sum_planes(x, weights, bias, spec)
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple:
@@ -213,21 +252,21 @@ class _PlanesConv2d(torch.autograd.Function):
                     None,
                 )
             grad_x, grad_kernels = _gradients(
-                saved, grad, _join(linear, functions), ctx.spec, of_x, of_linear or of_functions
+                saved, grad, join(linear, functions), ctx.spec, of_x, of_linear or of_functions
             )
         grad_linear = grad_kernels[:, 0].clone() if of_linear else None
         return grad_x, grad_linear, grad_kernels[:, 1:].clone() if of_functions else None, grad_constant, None
 
 
 def _gradients(
-    x: Tensor, grad: Tensor, kernels: Tensor, spec: _Spec, of_x: bool, of_kernels: bool
+    x: Tensor, grad: Tensor, kernels: Tensor, spec: Spec, of_x: bool, of_kernels: bool
 ) -> tuple[Tensor | None, Tensor | None]:
     monomial = is_monomial(spec.basis)
     grad_x, by_kernels = torch.empty_like(x) if of_x else None, []
-    weights = _expand(kernels, x)
+    weights = _expand_to_parts(kernels, x)
     if monomial:  # the gradient of u^m by u is m u^(m-1): m goes into the kernel
         exponents = torch.arange(kernels.shape[1], dtype=kernels.dtype, device=x.device).clamp(min=1)
-        weights_of_x = _expand(kernels * exponents[:, None, None], x)
+        weights_of_x = _expand_to_parts(kernels * exponents[:, None, None], x)
     else:
         weights_of_x = weights
     for part in _parts(x):
@@ -274,9 +313,13 @@ def kan_conv2d_eager(
     dilation: tuple[int, int],
 ) -> Tensor:
     """See :func:`rkan_mmdet.ops.kan_conv2d`; ``basis_weight`` comes with its scale multiplied in."""
-    spec = _Spec(basis, stride, padding, dilation)
+    spec = Spec(basis, stride, padding, dilation)
     functions, constant = fold(basis_weight, linear_bias, kernel_size, basis)
     linear = linear_weight.reshape(-1, *kernel_size)
+    if is_exporting():
+        channels = int(x.shape[1])
+        bias = None if constant is None else constant[:, None].expand(-1, channels)
+        return depthwise(x, expand(join(linear, functions), channels), bias, spec)
     if torch.compiler.is_compiling():
         y = shifted(x, linear, functions, spec)
         return y if constant is None else y + constant.repeat_interleave(x.shape[1])[:, None, None]
