@@ -68,6 +68,19 @@ def check(conv: KANConv2d, slow: KANConv2d, x: Tensor) -> None:
             sys.exit('the fast path differs from the reference; no time is printed')
 
 
+def kept(conv: KANConv2d, leaf: Tensor) -> float:
+    """Bytes that are kept for the backward pass, over those of the input."""
+    storages: dict = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        conv(leaf)
+    return sum(storages.values()) / leaf.nbytes
+
+
 def step(function: Callable, leaf: Tensor, upstream: Tensor) -> None:
     leaf.grad = None
     function(leaf).backward(upstream)
@@ -97,6 +110,8 @@ def measure(shape: tuple, stride: int, degree: int, rounds: int, compiled: bool)
     for direction, ms in (('forward', forward), ('forward+backward', in_pairs(both, max(3, rounds // 2)))):
         row = dict(input=list(shape), stride=stride, degree=degree, direction=direction, ms=ms)
         row['over_tanh'] = {k: ms[k] / ms['tanh'][k] for k in modules if k in ms and k not in ('tanh', 'unfold')}
+        if direction != 'forward':
+            row['kept_over_input'] = kept(conv, last.clone().requires_grad_())
         row['under_unfold'] = ms['unfold'] / ms['channels_last'] if 'unfold' in ms else None
         rows.append(row)
     return rows
@@ -115,6 +130,8 @@ def main() -> None:
             rows.append(row)
             ratios = '  '.join(f'{name} {ratio:.2f}' for name, ratio in row['over_tanh'].items())
             faster = f'; {row["under_unfold"]:.0f} x faster than unfolding' if row['under_unfold'] else ''
+            if 'kept_over_input' in row:
+                faster += f'; keeps {row["kept_over_input"]:.3f} x the input'
             size, tanh = 'x'.join(map(str, row['input'])), row['ms']['tanh']['channels_last']
             print(f'{size} stride {row["stride"]} degree {row["degree"]} {row["direction"]}: '
                   f'tanh {tanh:.2f} ms; over tanh: {ratios}{faster}', flush=True)  # fmt: skip

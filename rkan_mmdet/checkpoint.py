@@ -1,43 +1,278 @@
-"""Safe loading of MMEngine's checkpoints: what may be unpickled is listed here, and nothing else runs."""
+"""Checkpoints: nothing that a file holds is run, a torn file is recognised, and files are replaced whole."""
 
 from __future__ import annotations
 
+import _compat_pickle
+import contextlib
+import os
 import pickle
+import re
+import sys
+import types
+import zipfile
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from mmengine.logging import HistoryBuffer
+from mmengine.optim.scheduler.param_scheduler import OneCycleParamScheduler
+from mmengine.runner import CheckpointLoader
 
 _STATISTICS = ('min', 'max', 'current', 'mean')
+_ONE_CYCLE = object()  # stands in for the class, so that a file can not make one
+# torch.load(weights_only=True) holds what it promises since 2.6, and its list can name a stand-in since then
+_HAS_SAFE_LOAD = tuple(int(part) for part in torch.__version__.split('.')[:2]) >= (2, 6)
+
+
+class CheckpointError(Exception):
+    """A checkpoint that can not be read or written; the message names the file and the reason."""
+
+
+class UnsafeCheckpointError(CheckpointError, pickle.UnpicklingError):
+    """The file asks for something that no checkpoint needs; nothing of it was run."""
+
+
+class TornCheckpointError(CheckpointError, RuntimeError):
+    """The file is cut off, or damaged, or no checkpoint."""
 
 
 def _guarded_getattr(owner: object, name: str) -> object:
-    """Stands in for ``getattr`` while unpickling: a HistoryBuffer pickles its statistics as ``getattr(cls, name)``."""
+    """Stands in for ``getattr`` while unpickling: MMEngine's files hold functions as ``getattr(cls, name)``."""
     if owner is HistoryBuffer and name in _STATISTICS:
         return getattr(owner, name)
-    raise pickle.UnpicklingError(f'refused: the file asks for getattr({owner!r}, {name!r})')
+    if owner is _ONE_CYCLE and name in ('_annealing_cos', '_annealing_linear'):
+        return getattr(OneCycleParamScheduler, name)
+    raise pickle.UnpicklingError(f'refused: GLOBAL builtins.getattr for {name!r} of {owner!r}')
+
+
+def _allowed() -> dict[str, Any]:
+    """What MMEngine's checkpoints need besides tensors, by the name in the file."""
+    multiarray = getattr(np, '_core', None) or np.core  # numpy 2, numpy 1
+    dtypes = {type(np.dtype(kind)) for kind in ('f8', 'f4', 'f2', 'i8', 'i4', 'i2', 'i1', 'u8', 'u4', 'u2', 'u1', '?')}
+    functions = (multiarray.multiarray._reconstruct, multiarray.multiarray.scalar)
+    classes = (HistoryBuffer, np.ndarray, np.dtype, *dtypes)
+    return {
+        **{f'{cls.__module__}.{cls.__qualname__}': cls for cls in classes},
+        # checkpoints written under either numpy name these two by another path
+        **{f'numpy.{core}.multiarray.{f.__name__}': f for f in functions for core in ('core', '_core')},
+        f'{OneCycleParamScheduler.__module__}.{OneCycleParamScheduler.__qualname__}': _ONE_CYCLE,
+        'builtins.getattr': _guarded_getattr,
+    }
 
 
 def allow_checkpoint_globals() -> None:
-    """Let ``torch.load(weights_only=True)``, the default since torch 2.6, read what MMEngine writes.
+    """Let MMEngine read its own checkpoints, and nothing else, on every version of torch and MMEngine.
 
-    Called when :mod:`rkan_mmdet` is imported. Allowed are exactly the log history (``HistoryBuffer``) and the numpy
-    arrays in it. Does nothing before torch 2.6, whose list can not name a stand-in for ``getattr``.
+    Called when :mod:`rkan_mmdet` is imported. ``torch.load(weights_only=True)`` comes to know what MMEngine writes
+    besides tensors: the log history (``HistoryBuffer``), the numpy arrays in it, and the two curves of ``OneCycleLR``.
+    MMEngine's loader of local files becomes :func:`read_checkpoint`, since forks of MMEngine load with
+    ``weights_only=False`` and torch before 2.6 does so unasked.
     """
-    if tuple(int(part) for part in torch.__version__.split('.')[:2]) < (2, 6):
-        return
-    multiarray = getattr(np, '_core', None) or np.core  # numpy 2, numpy 1
-    dtypes = {type(np.dtype(kind)) for kind in ('f8', 'f4', 'i8', 'i4', '?')}
-    functions = (multiarray.multiarray._reconstruct, multiarray.multiarray.scalar)
-    torch.serialization.add_safe_globals(
-        [
-            HistoryBuffer,
-            np.ndarray,
-            np.dtype,
-            *dtypes,
-            # checkpoints written under either numpy name these two by another path
-            *((function, f'numpy.{core}.multiarray.{function.__name__}')
-              for function in functions for core in ('core', '_core')),
-            (_guarded_getattr, 'builtins.getattr'),
-        ]
-    )  # fmt: skip
+    if _HAS_SAFE_LOAD:
+        torch.serialization.add_safe_globals([(value, name) for name, value in _allowed().items()])
+    CheckpointLoader.register_scheme(prefixes='', loader=load_from_local, force=True)
+
+
+class _Unpickler(pickle.Unpickler):
+    """For torch before 2.6: Python's own, which finds what is allowed and nothing else."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        # files name Python 2's modules, for which Python's own find_class has this table
+        module, name = _compat_pickle.NAME_MAPPING.get(
+            (module, name), (_compat_pickle.IMPORT_MAPPING.get(module, module), name)
+        )
+        known = {**torch._weights_only_unpickler._get_allowed_globals(), **_allowed()}
+        if f'{module}.{name}' not in known:
+            raise pickle.UnpicklingError(f'refused: GLOBAL {module}.{name}')
+        return known[f'{module}.{name}']
+
+
+def _load_guarded(path: str, map_location: Any) -> Any:
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as file:
+            if any(name.endswith('/constants.pkl') for name in file.namelist()):
+                raise pickle.UnpicklingError('refused: a TorchScript archive holds code')
+    module = types.ModuleType('guarded_pickle')
+    module.Unpickler = _Unpickler
+    module.load = lambda file, **options: _Unpickler(file, **options).load()
+    forced = os.environ.pop('TORCH_FORCE_WEIGHTS_ONLY_LOAD', None)  # would refuse a module of one's own
+    try:
+        return torch.load(path, map_location=map_location, pickle_module=module, weights_only=False)
+    finally:
+        if forced is not None:
+            os.environ['TORCH_FORCE_WEIGHTS_ONLY_LOAD'] = forced
+
+
+def read_checkpoint(path: str | Path, map_location: Any = 'cpu') -> Any:
+    """Read a checkpoint without running anything that it holds, and without trusting that it is whole.
+
+    Args:
+        path (str or Path): A local file.
+        map_location (Any): As in ``torch.load``. Defaults to ``'cpu'``.
+
+    Returns:
+        Any: What was saved; of MMEngine a dict with ``state_dict`` and ``meta``.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        UnsafeCheckpointError: It asks for something else than tensors and MMEngine's log; the message names it.
+        TornCheckpointError: It is cut off or damaged, or no checkpoint.
+
+    Examples:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp(), 'a.pth')
+        >>> torch.save(dict(state_dict=dict(a=torch.zeros(2))), path)
+        >>> read_checkpoint(path)
+        {'state_dict': {'a': tensor([0., 0.])}}
+    """
+    path = os.path.expanduser(str(path))
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f'{path} can not be found.')
+    try:
+        _check_sums(path)
+        if _HAS_SAFE_LOAD:
+            return torch.load(path, map_location=map_location, weights_only=True)
+        return _load_guarded(path, map_location)
+    except Exception as error:  # a damaged file fails in many ways
+        raise _explain(path, error) from error
+
+
+def _check_sums(path: str) -> None:
+    """torch does not look at the checksums of a zip file, and reads some that are cut off."""
+    with open(path, 'rb') as file:
+        if file.read(4) != b'PK\3\4':  # the format before torch 1.6 has no checksums
+            return
+    with zipfile.ZipFile(path) as archive:
+        sums = [member.CRC for member in archive.infolist()]
+        bad = archive.testzip() if any(sums) else None  # without torch's option to write them, all are 0
+    if bad or not sums:
+        raise zipfile.BadZipFile(f'the checksum of {bad} is wrong' if bad else 'it lists no content')
+
+
+def _explain(path: str, error: Exception) -> CheckpointError:
+    text = str(error).partition('WeightsUnpickler error: ')[2] or str(error)
+    found = re.search(r'GLOBAL (\S+)', text)
+    if found:
+        return UnsafeCheckpointError(
+            f'checkpoint {path} can not be read safely: it asks for {found[1]}, which no checkpoint of MMEngine '
+            'needs; nothing of it was run'
+        )
+    reason = (text.strip() or type(error).__name__).splitlines()[0]
+    damage = (
+        'Unsupported operand',
+        'truncated',
+        'invalid load key',
+        'stack underflow',
+        'persistent',
+        'unexpected MARK',
+    )
+    if isinstance(error, pickle.UnpicklingError) and not any(word in text for word in damage):
+        return UnsafeCheckpointError(f'checkpoint {path} can not be read safely: {reason}; nothing of it was run')
+    return TornCheckpointError(f'checkpoint {path} can not be read safely: it is torn, or no checkpoint ({reason})')
+
+
+def load_from_local(filename: str, map_location: Any = None) -> Any:
+    """MMEngine's loader of local files; see :func:`read_checkpoint`. MMEngine logs the end of its name."""
+    return read_checkpoint(filename, map_location)
+
+
+def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
+    """The state dict of a checkpoint.
+
+    Raises:
+        CheckpointError: It can not be read, or holds no weights.
+    """
+    checkpoint = read_checkpoint(path)
+    state = checkpoint.get('state_dict', checkpoint) if isinstance(checkpoint, dict) else None
+    if not isinstance(state, dict) or not any(isinstance(value, torch.Tensor) for value in state.values()):
+        raise CheckpointError(f'checkpoint {path} holds no weights')
+    return state
+
+
+def read_training_state(path: str | Path) -> dict[str, Any]:
+    """Read a checkpoint that a training can go on from.
+
+    Raises:
+        CheckpointError: It can not be read, or holds weights alone.
+    """
+    checkpoint = read_checkpoint(path)
+    meta = checkpoint.get('meta') if isinstance(checkpoint, dict) else None
+    lacks = [
+        name for name in ('state_dict', 'message_hub') if not isinstance(checkpoint, dict) or name not in checkpoint
+    ]
+    lacks += [f'meta.{name}' for name in ('epoch', 'iter') if not isinstance(meta, dict) or name not in meta]
+    if lacks:
+        raise CheckpointError(
+            f'checkpoint {path} can not be resumed, since it lacks {", ".join(lacks)}; to start from its weights, name '
+            'it with --cfg-options load_from=FILE'
+        )
+    return checkpoint
+
+
+def find_training_state(work_dir: str | Path) -> tuple[str, dict[str, Any]] | None:
+    """The last checkpoint in a work directory that is whole; each that is torn is named on stderr.
+
+    Args:
+        work_dir (str or Path): Where MMEngine's ``last_checkpoint`` and checkpoints are.
+
+    Returns:
+        tuple[str, dict] or None: Its path and what it holds; None if there is no checkpoint.
+
+    Raises:
+        TornCheckpointError: There are checkpoints, and none is whole.
+        UnsafeCheckpointError: The one that would be used asks for code.
+    """
+    work_dir = Path(work_dir)
+    files = [path for path in work_dir.glob('*.pth') if not path.name.startswith(('best_', '.'))]
+    files.sort(key=lambda path: path.stat().st_mtime_ns, reverse=True)
+    pointer = work_dir / 'last_checkpoint'
+    name = pointer.read_text(errors='replace').strip() if pointer.is_file() else ''
+    if name:  # the second: the directory was moved
+        files = [Path(name), work_dir / Path(name).name, *files]
+    torn = []
+    for path in dict.fromkeys(path.resolve() for path in files if path.is_file()):
+        try:
+            checkpoint = read_training_state(path)
+        except TornCheckpointError as error:
+            torn.append(path.name)
+            print(f'warning: {error}; the one before it is looked for', file=sys.stderr)
+        except UnsafeCheckpointError:
+            raise
+        except CheckpointError:
+            continue  # weights alone
+        else:
+            return str(path), checkpoint
+    if torn:
+        raise TornCheckpointError(
+            f'no checkpoint in {work_dir} is whole ({", ".join(torn)}); move them away to train anew'
+        )
+    return None
+
+
+def write_whole(path: str | Path, content: bytes) -> None:
+    """Write a file under a temporary name, flush it to the disk, and put it in its place in one step.
+
+    Raises:
+        CheckpointError: It can not be written (the disk is full, say); what was there before is unchanged.
+    """
+    path = Path(path)
+    partial = path.with_name(f'.{path.name}.tmp')
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(partial, 'wb') as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+        raise CheckpointError(
+            f'{path} can not be written ({error.strerror or error}); earlier checkpoints are whole, and --resume goes '
+            'on from the last'
+        ) from error
+    with contextlib.suppress(OSError):  # not every system can flush a directory
+        folder = os.open(path.parent, os.O_RDONLY)
+        os.fsync(folder)
+        os.close(folder)

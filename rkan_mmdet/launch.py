@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib.util
 import logging
 import os
@@ -14,6 +15,10 @@ from typing import Any
 
 import torch
 from mmengine.config import Config, ConfigDict, DictAction
+
+from .checkpoint import CheckpointError, find_training_state, read_training_state, read_weights
+from .data.guard import DataError, guard
+from .data.quick_check import check_coco
 
 
 class UserError(Exception):
@@ -55,8 +60,8 @@ def read_config(path: str, options: dict[str, Any] | None = None) -> Config:
         warnings.filterwarnings('ignore', 'pkg_resources is deprecated')
         try:
             cfg = Config.fromfile(path)
-        except (SyntaxError, FileNotFoundError, KeyError, AttributeError, ImportError, TypeError) as error:
-            raise UserError(f'config {path} can not be read: {type(error).__name__}: {error}') from error
+        except Exception as error:  # a config is a program and fails in many ways
+            raise UserError(f'config {path} can not be read: {_one_line(error)}') from error
     options = dict(options or {})
     if 'data_root' in options and cfg.get('data_root') is None:
         raise UserError('the config names no data_root, so there is none to replace')
@@ -167,6 +172,8 @@ def _check_weights(source: str) -> None:
             f'pretrained weights {source} do not exist; {made}name a file with --cfg-options '
             'model.backbone.init_cfg.checkpoint=FILE, or start from scratch with model.backbone.init_cfg=None'
         )
+    if '://' not in source:
+        read_weights(source)
 
 
 def _check_data(dataset: ConfigDict, loader: str) -> None:
@@ -178,23 +185,148 @@ def _check_data(dataset: ConfigDict, loader: str) -> None:
         path = Path(root, name)  # an absolute name stands alone
         if not path.exists():
             raise UserError(f'{path} of {loader} does not exist; {_DATA_HELP}')
+        if path.suffix == '.json' and name == dataset.get('ann_file'):
+            _check_annotations(path, dataset)
 
 
-def check_checkpoint(path: str) -> None:
-    """Refuse a checkpoint that is not there.
+def _check_annotations(path: Path, dataset: ConfigDict) -> None:
+    from mmdet.datasets import CocoDataset
+    from mmdet.registry import DATASETS
+
+    kind = dataset.get('type')
+    kind = DATASETS.get(kind) if isinstance(kind, str) else kind
+    if not (isinstance(kind, type) and issubclass(kind, CocoDataset)):
+        return
+    try:
+        check_coco(path, _classes(dataset, kind))
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+def _classes(dataset: ConfigDict, kind: Any) -> list[str] | None:
+    classes = (dataset.get('metainfo') or {}).get('classes') or kind.METAINFO.get('classes')
+    return list(classes) if isinstance(classes, (tuple, list)) else None  # a string is a file of names
+
+
+def check_checkpoint(path: str) -> dict[str, torch.Tensor] | None:
+    """Refuse a checkpoint that is not there, is torn, asks for code, or holds no weights.
+
+    Args:
+        path (str): A file, or an address, which is not looked at.
+
+    Returns:
+        dict[str, Tensor] or None: The state dict; None of an address.
 
     Raises:
         UserError: ``path`` is neither a file nor an address.
+        CheckpointError: The file can not be used.
     """
-    if '://' not in path and not Path(path).is_file():
+    if '://' in path:
+        return None
+    _check_exists(path)
+    return read_weights(path)
+
+
+def _check_exists(path: str) -> None:
+    if not Path(path).is_file():
         raise UserError(f'checkpoint {path} does not exist')
 
 
-def make_runner(cfg: Config) -> Any:
+def prepare_training(cfg: Config, resume: str | None = None) -> None:
+    """Choose what a training starts from, read it once to know that it is safe and whole, and set the hooks that
+    let a killed run go on exactly.
+
+    Args:
+        cfg (Config): Changed in place: ``resume``, ``load_from``, the seed of a resumed run, the hooks.
+        resume (str, optional): A checkpoint to go on from, or ``'auto'``: the last whole one in ``cfg.work_dir``,
+            and a new start where there is none. None: as the config says. Defaults to None.
+
+    Raises:
+        UserError: The checkpoint is not there.
+        CheckpointError: It is torn, or asks for code, or can not be resumed.
+    """
+    if resume not in (None, 'auto'):
+        cfg.resume, cfg.load_from = True, resume
+    state = None
+    if resume == 'auto' or (cfg.get('resume') and not cfg.get('load_from')):
+        found = find_training_state(cfg.work_dir)
+        cfg.resume = found is not None
+        if found is None:
+            print(f'There is no checkpoint to resume in {cfg.work_dir}: training starts anew.')
+        else:
+            cfg.load_from, state = found
+    elif cfg.get('resume') and '://' not in cfg.load_from:
+        _check_exists(cfg.load_from)
+        state = read_training_state(cfg.load_from)
+    if cfg.get('load_from') and not cfg.get('resume'):
+        check_checkpoint(cfg.load_from)
+    if state is not None and (cfg.get('randomness') or {}).get('seed') is None:
+        # the loader takes its seed before MMEngine reads the checkpoint's
+        cfg.randomness = dict(cfg.get('randomness') or {}, seed=state['meta'].get('seed'))
+    _add_hooks(cfg)
+
+
+def _add_hooks(cfg: Config) -> None:
+    cfg.setdefault('default_hooks', {})
+    saving = cfg.default_hooks.setdefault('checkpoint', dict(type='CheckpointHook', interval=1))
+    if saving is not None and _name_of_type(saving) == 'CheckpointHook':
+        saving.type = 'AtomicCheckpointHook'
+    hooks = cfg.get('custom_hooks') or []
+    named = [_name_of_type(hook) for hook in hooks]
+    cfg.custom_hooks = [*hooks, *(dict(type=name) for name in ('ReseedHook', 'FiniteHook') if name not in named)]
+
+    # so that MMDetection's own tools find them when they read the config that the run leaves in its directory
+    imports = cfg.get('custom_imports') or {}
+    names = imports.get('imports') or []
+    names = [names] if isinstance(names, str) else names
+    if 'rkan_mmdet' not in names:
+        cfg.custom_imports = dict(imports, imports=[*names, 'rkan_mmdet'])
+
+
+def check_fit(model: torch.nn.Module, state: dict[str, torch.Tensor], path: str) -> None:
+    """Refuse weights of another model, of which MMEngine only warns, to go on with weights that nobody trained.
+
+    Args:
+        model (nn.Module): The model, or a wrapper of it (DDP, test-time augmentation).
+        state (dict[str, Tensor]): Of the checkpoint.
+        path (str): Its name, for the message.
+
+    Raises:
+        UserError: Weights of the model are missing or of another shape.
+    """
+    while isinstance(getattr(model, 'module', None), torch.nn.Module):
+        model = model.module
+    state = {key[7:] if key.startswith('module.') else key: value for key, value in state.items()}
+    own = model.state_dict()
+    wrong = [
+        key
+        for key, value in own.items()
+        if not key.endswith('num_batches_tracked') and (key not in state or state[key].shape != value.shape)
+    ]
+    if wrong:
+        raise UserError(
+            f'checkpoint {path} does not fit the config: {len(wrong)} of {len(own)} weights are missing or of another '
+            f'shape, such as {wrong[0]}'
+        )
+
+
+def _name_of_type(hook: Any) -> str:
+    kind = hook.get('type') if isinstance(hook, dict) else None  # a config in Python names classes
+    return str(getattr(kind, '__name__', kind)).rpartition('.')[2]
+
+
+def make_runner(cfg: Config, loops: tuple[str, ...] = ()) -> Any:
     """The runner that the config asks for.
 
     On a CPU, a distributed launch is prepared here: MMEngine 0.10.7 sets a CUDA device and passes device ids, which a
     CPU build of torch has not.
+
+    Args:
+        cfg (Config): The config.
+        loops (tuple[str]): Loops whose data is loaded now, of ``'train'``, ``'val'`` and ``'test'``. Defaults to ().
+
+    Raises:
+        UserError: Something in the config can not be built. ``RKAN_DEBUG=1`` shows where.
     """
     from mmengine.dist import is_distributed
     from mmengine.registry import RUNNERS
@@ -203,15 +335,41 @@ def make_runner(cfg: Config) -> Any:
     if cfg.launcher == 'pytorch' and not torch.cuda.is_available() and not is_distributed():
         torch.distributed.init_process_group('gloo')
         cfg.setdefault('model_wrapper_cfg', dict(type='MMDistributedDataParallel', device_ids=None))
-    return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    try:
+        runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+        for name in loops:
+            loop = getattr(runner, f'{name}_loop')  # made when it is first asked for
+            if loop is not None:
+                guard(loop.dataloader.dataset)
+    except (UserError, CheckpointError):
+        raise
+    except Exception as error:  # an option that a class does not know, a class that no registry knows, ...
+        raise UserError(f'what the config asks for can not be built: {_one_line(error)}') from error
+    return runner
+
+
+def _one_line(error: Exception) -> str:
+    return f'{type(error).__name__}: {" ".join(str(error).split())}'
 
 
 def run_tool(main: Any) -> None:
     """Run a tool's ``main``; a mistake that the user can mend becomes one line and exit code 1."""
+    # every torch.load of this process, those of MMEngine's forks and of addresses too; nobody's setting undoes it
+    os.environ.pop('TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD', None)
+    os.environ['TORCH_FORCE_WEIGHTS_ONLY_LOAD'] = '1'
     try:
         main()
-    except UserError as error:
-        raise SystemExit(f'error: {error}') from None
+    except (UserError, CheckpointError, DataError, FloatingPointError) as error:
+        if os.environ.get('RKAN_DEBUG'):
+            raise
+        text = str(error).strip()
+        if text.startswith('Caught '):  # in a worker of a loader: its traceback, and in the last line the message
+            text = text.splitlines()[-1].partition(': ')[2]
+        raise SystemExit(f'error: {text}') from None
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise SystemExit(f'error: {error.filename or "a file"} can not be written: {error.strerror}') from None
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         # All is written. The threads of gloo now and then abort a process that takes the interpreter down around them.
         torch.distributed.barrier()

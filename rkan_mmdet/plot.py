@@ -36,17 +36,19 @@ def read_scalars(work_dir: str | Path) -> dict[str, list[tuple[float, float]]]:
     if not files:
         raise FileNotFoundError(f'{work_dir} holds no */vis_data/scalars.json: has anything been trained there?')
     curves: dict[str, dict[float, float]] = {}
-    for file in files:  # a resumed run repeats what it lost: the later file counts
-        # the last line of a run that was killed may be half a line
-        lines = [line for line in file.read_text().splitlines() if line.strip()]
-        rows = [json.loads(line) for line in lines if line.endswith('}')]
-        last = max((row['step'] / row['epoch'] for row in rows if row.get('epoch')), default=1)
-        for row in rows:
-            # training rows count iterations and name the epoch they are in, validation rows count epochs
-            epoch = row['step'] if 'epoch' not in row else row['step'] / last
-            for name, value in row.items():
-                if isinstance(value, (int, float)) and name not in ('step', 'epoch', 'iter'):
-                    curves.setdefault(name, {})[epoch] = value
+    # the last line of a run that was killed may be half a line
+    runs = [[line for line in file.read_text().splitlines() if line.endswith('}')] for file in files]
+    rows = [
+        json.loads(line) for lines in runs for line in lines
+    ]  # a resumed run repeats what it lost: the later counts
+    # iterations of an epoch; of all runs, since one that was killed within an epoch does not tell
+    last = max((row['step'] / row['epoch'] for row in rows if row.get('epoch')), default=1)
+    for row in rows:
+        # training rows count iterations and name the epoch they are in, validation rows count epochs
+        epoch = row['step'] if 'epoch' not in row else row['step'] / last
+        for name, value in row.items():
+            if isinstance(value, (int, float)) and name not in ('step', 'epoch', 'iter'):
+                curves.setdefault(name, {})[epoch] = value
     return {name: sorted(points.items()) for name, points in curves.items()}
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pickle
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -16,11 +15,11 @@ from mmdet.structures import DetDataSample
 from mmdet.testing import demo_mm_inputs
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
-from mmengine.runner import load_checkpoint
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from .backbones import fuse_paths
+from .detector import load_weights
 from .launch import UserError
 
 
@@ -38,27 +37,13 @@ def build_detector(cfg: Config, checkpoint: str | None = None, device: str = 'cp
         nn.Module: The detector.
 
     Raises:
-        UserError: The checkpoint can not be read, would run code, or lacks weights of the detector.
+        CheckpointError: The checkpoint can not be read without running code of it.
+        UserError: It is not there, or not this detector's.
     """
     init_default_scope(cfg.get('default_scope', 'mmdet'))
     model = MODELS.build(cfg.model)
     if checkpoint is not None:
-        try:
-            loaded = load_checkpoint(model, checkpoint, map_location='cpu')
-        except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-            raise UserError(f'{checkpoint} can not be read safely: {error}') from error
-        state, own = loaded.get('state_dict', loaded), model.state_dict()
-        # MMEngine logs these and goes on with weights that nobody trained
-        wrong = [
-            key
-            for key, value in own.items()
-            if not key.endswith('num_batches_tracked') and (key not in state or state[key].shape != value.shape)
-        ]
-        if wrong:
-            raise UserError(
-                f'{checkpoint} does not fit the config: {len(wrong)} of {len(own)} weights are missing or of another '
-                f'shape, such as {wrong[0]}'
-            )
+        load_weights(model, checkpoint)
     model.eval()  # not chained: MMDetection's ResNet gives None
     if fuse:
         model = fuse_conv_bn(model if 'cuda' in device else fuse_paths(model))

@@ -49,7 +49,7 @@ def test_a_basis_of_your_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         sys.modules.pop('my_bases', None)
 
 
-@pytest.mark.parametrize('page', ['docs/plug_in.md', 'docs/backends.md', 'README.md'])
+@pytest.mark.parametrize('page', ['docs/plug_in.md', 'docs/backends.md', 'docs/deploy.md'])
 def test_python_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / 'configs').symlink_to(ROOT / 'configs')
     monkeypatch.chdir(tmp_path)

@@ -13,6 +13,7 @@ from rkan_mmdet.launch import (
     add_common_arguments,
     check_checkpoint,
     check_config,
+    check_fit,
     load_config,
     make_runner,
     run_tool,
@@ -58,14 +59,16 @@ def main() -> None:
     if args.out is not None and not args.out.endswith(('.pkl', '.pickle')):
         raise UserError(f'--out must end in .pkl or .pickle, but got {args.out}')
     cfg = load_config(args)
-    check_checkpoint(args.checkpoint)
     cfg.load_from = args.checkpoint
     if args.show or args.show_dir:
         cfg = trigger_visualization_hook(cfg, args)
     if args.tta:
         use_tta(cfg)
+    state = check_checkpoint(args.checkpoint)
     check_config(cfg, ('test_dataloader',), loads_weights=False)
-    runner = make_runner(cfg)
+    runner = make_runner(cfg, ('test',))
+    if state is not None:
+        check_fit(runner.model, state, args.checkpoint)
     if args.out is not None:
         runner.test_evaluator.metrics.append(DumpDetResults(out_file_path=args.out))
     runner.test()

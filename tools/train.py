@@ -7,10 +7,10 @@ from mmdet.utils import setup_cache_size_limit_of_dynamo
 from rkan_mmdet.launch import (
     UserError,
     add_common_arguments,
-    check_checkpoint,
     check_config,
     load_config,
     make_runner,
+    prepare_training,
     run_tool,
 )
 
@@ -25,7 +25,7 @@ def parse_args() -> argparse.Namespace:
         '--resume',
         nargs='?',
         const='auto',
-        help='a checkpoint to resume from; without one, the latest in the work directory',
+        help='a checkpoint to resume from; without one, the last whole one in the work directory',
     )
     add_common_arguments(parser)
     return parser.parse_args()
@@ -42,13 +42,9 @@ def main() -> None:
         if not {'enable', 'base_batch_size'} <= set(cfg.get('auto_scale_lr', {})):
             raise UserError('--auto-scale-lr needs auto_scale_lr=dict(enable=..., base_batch_size=...) in the config')
         cfg.auto_scale_lr.enable = True
-    if args.resume is not None:
-        cfg.resume = True
-        cfg.load_from = None if args.resume == 'auto' else args.resume
-    if cfg.get('load_from'):
-        check_checkpoint(cfg.load_from)
+    prepare_training(cfg, args.resume)
     check_config(cfg, ('train_dataloader', 'val_dataloader'), loads_weights=True)
-    make_runner(cfg).train()
+    make_runner(cfg, ('train', 'val')).train()
 
 
 if __name__ == '__main__':

@@ -1,0 +1,83 @@
+"""Is an annotation file sound enough to begin with? The few faults that would stop or spoil every run."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+MAX_BYTES = 2**26  # a larger file takes many seconds to read, and some program has made it
+_KEYS = dict(
+    images=('id', 'file_name', 'height', 'width'),
+    annotations=('id', 'image_id', 'category_id', 'bbox'),
+    categories=('id', 'name'),
+)
+
+
+def check_coco(path: str | Path, classes: Sequence[str] | None = None) -> None:
+    """Refuse a file that is not of COCO's form, or whose categories the config would name wrongly.
+
+    Args:
+        path (str or Path): The annotation file; one of more than 64 MiB is not read.
+        classes (Sequence[str], optional): The classes of the config. None: they are not looked at. Defaults to None.
+
+    Raises:
+        ValueError: What is wrong in it.
+    """
+    if Path(path).stat().st_size > MAX_BYTES:
+        return
+    try:
+        document = json.loads(Path(path).read_text(encoding='utf-8'))
+    except ValueError as error:  # a UnicodeDecodeError is one
+        raise ValueError(f'annotation file {path} is not JSON: {error}') from None
+
+    def refuse(what: str) -> None:
+        raise ValueError(f'annotation file {path} is not of the COCO form: {what}')
+
+    if not isinstance(document, dict):
+        refuse(f'it holds a {type(document).__name__}')
+    for name, keys in _KEYS.items():
+        entries = document.get(name, [] if name == 'annotations' else None)
+        if not isinstance(entries, list):
+            refuse(f'it has no list {name!r}')
+        for i, entry in enumerate(entries):
+            for key in keys:
+                if not isinstance(entry, dict) or key not in entry:
+                    refuse(f'{name}[{i}] has no {key!r}')
+    images = {_hashable(image['id']) for image in document['images']}
+    categories = {_hashable(category['id']) for category in document['categories']}
+    for i, annotation in enumerate(document.get('annotations', [])):
+        for key, known, what in (('image_id', images, 'not an image'), ('category_id', categories, 'no category')):
+            if _hashable(annotation[key]) not in known:
+                refuse(f'annotations[{i}] names {key} {annotation[key]!r}, which is {what} of the file')
+        box = annotation['bbox']
+        if not (isinstance(box, list) and len(box) == 4 and all(map(_finite, box))):
+            refuse(f'bbox of annotations[{i}] must be four finite numbers (x, y, width, height), but is {box!r}')
+    if classes is not None:
+        _check_classes(path, [category['name'] for category in document['categories']], list(classes))
+
+
+def _finite(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _hashable(value: Any) -> Any:
+    return value if isinstance(value, (int, float, str)) else repr(value)
+
+
+def _check_classes(path: str | Path, names: list[str], classes: list[str]) -> None:
+    """The classes that the file has must be the first of the config's, in the file's order, as labels count them."""
+    order = [name for name in names if name in classes]
+    if not order:
+        raise ValueError(
+            f'annotation file {path} has the categories {", ".join(map(str, names))}, of which none is a class of the '
+            f'config, which has {", ".join(map(str, classes))}'
+        )
+    if classes[: len(order)] != order:
+        raise ValueError(
+            f'annotation file {path} has its categories in the order {", ".join(order)}, the config its classes in the '
+            f'order {", ".join(map(str, classes))}; MMDetection numbers classes by the order in the file, so every '
+            'class would get a wrong name'
+        )

@@ -1,0 +1,75 @@
+"""Annotation files that are not sound are refused with what is wrong in them."""
+
+import json
+from pathlib import Path
+from typing import Any, Callable
+
+import pytest
+
+from rkan_mmdet.data.quick_check import check_coco
+
+
+def sound() -> dict:
+    return dict(
+        images=[dict(id=1, file_name='a.jpg', height=4, width=4)],
+        annotations=[dict(id=1, image_id=1, category_id=7, bbox=[0, 0, 2.5, 2])],
+        categories=[dict(id=7, name='cat'), dict(id=9, name='dog')],
+    )
+
+
+def write(path: Path, content: Any) -> Path:
+    path.write_text(json.dumps(content))
+    return path
+
+
+def test_sound_files_pass(tmp_path: Path, shapes_root: str) -> None:
+    path = write(tmp_path / 'a.json', sound())
+    for classes in (None, ('cat', 'dog'), ['cat'], ('cat', 'dog', 'never annotated')):
+        check_coco(path, classes)
+    check_coco(f'{shapes_root}/annotations/instances_train.json', ('disc', 'box', 'triangle', 'star', 'ring'))
+    check_coco(write(tmp_path / 'b.json', dict(sound(), annotations=[])))
+    check_coco(write(tmp_path / 'c.json', dict(images=sound()['images'], categories=sound()['categories'])))
+
+
+CHANGES: dict[str, Callable[[dict], Any]] = {
+    r'it holds a list': lambda c: [c],
+    r"it has no list 'images'": lambda c: dict(c, images=None),
+    r"it has no list 'categories'": lambda c: {k: v for k, v in c.items() if k != 'categories'},
+    r"images\[0\] has no 'file_name'": lambda c: dict(c, images=[dict(id=1, height=4, width=4)]),
+    r"it has no list 'annotations'": lambda c: dict(c, annotations=3),
+    r"annotations\[0\] has no 'id'": lambda c: dict(c, annotations=['x']),
+    r'names image_id 2, which is not an image': lambda c: dict(c, annotations=[dict(c['annotations'][0], image_id=2)]),
+    r'names category_id 1, which is no category': lambda c: dict(
+        c, annotations=[dict(c['annotations'][0], category_id=1)]
+    ),
+    r'bbox of annotations\[0\] .* \[1, 2, 3\]': lambda c: dict(
+        c, annotations=[dict(c['annotations'][0], bbox=[1, 2, 3])]
+    ),
+    r'finite numbers .* nan': lambda c: dict(c, annotations=[dict(c['annotations'][0], bbox=[0, 0, 1, float('nan')])]),
+}
+
+
+@pytest.mark.parametrize('message', CHANGES)
+def test_a_fault_is_named(message: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=rf'annotation file .*a\.json is not .*{message}'):
+        check_coco(write(tmp_path / 'a.json', CHANGES[message](sound())))
+
+
+def test_what_is_not_json_is_named(tmp_path: Path) -> None:
+    for content in (b'', b'{"images": [', b'\xff\xfe\x00'):
+        (tmp_path / 'a.json').write_bytes(content)
+        with pytest.raises(ValueError, match=r'a\.json is not JSON'):
+            check_coco(tmp_path / 'a.json')
+
+
+@pytest.mark.parametrize(
+    ('classes', 'message'),
+    [
+        (('disc', 'box'), 'has the categories cat, dog, of which none is a class of the config, which has disc, box'),
+        (('dog', 'cat'), 'numbers classes by the order in the file'),
+        (('cow', 'cat', 'dog'), 'so every class would get a wrong name'),
+    ],
+)
+def test_classes_that_would_be_named_wrongly(classes: tuple, message: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=message):
+        check_coco(write(tmp_path / 'a.json', sound()), classes)
