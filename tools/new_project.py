@@ -1,6 +1,7 @@
 """Write a config for your own data from a base: classes, paths, heads, evaluators, learning rate, schedule."""
 
 import argparse
+import os
 from functools import partial
 
 from rkan_mmdet.data.check import make_progress, show_findings, summary, tracker
@@ -42,6 +43,8 @@ def main() -> None:
     print(summary(findings))
     if any(f.severity == 'error' for f in findings):
         raise UserError(f'the data has errors, listed above: {args.out} is not written')
+    if os.environ.get('MMDET_DATASETS'):
+        print('MMDET_DATASETS is set, and names another place of the data to all tools: unset it before training.')
     command = 'python tools/train.py' if args.gpus == 1 else 'tools/dist_train.sh'
     print(f'{args.out} is written. {said}.\nNext: {command} {args.out}{f" {args.gpus}" * (args.gpus > 1)}')
 

@@ -14,7 +14,7 @@ from mmengine.config import Config
 from yapf.yapflib.yapf_api import FormatCode
 
 from rkan_mmdet.data.check import examine_config
-from rkan_mmdet.data.coco_file import CocoFile, Finding, key
+from rkan_mmdet.data.coco_file import CocoFile, Finding, dropped_images
 from rkan_mmdet.data.detector_config import (
     ROLES,
     coco_class,
@@ -143,9 +143,8 @@ class _Project:
     def iterations(self, plan: Schedule, gpus: int) -> int:
         """Of an epoch."""
         keys, node, _ = next(find_datasets(self.cfg, 'train'))
-        count = len(self.coco.images)
-        if (node.get('filter_cfg') or {}).get('filter_empty_gt'):
-            count = len({key(a.get('image_id')) for a in self.coco.annotations})
+        dropped = dropped_images(self.coco, node.get('filter_cfg') or {}, self.coco.names)
+        count = len(self.coco.images) - len({id(image) for part in dropped for image in part})
         part = self.cfg.train_dataloader
         for k in keys[: keys.index('datasets')] if 'datasets' in keys else keys:
             part = part[k]
@@ -299,7 +298,9 @@ def make_project(
         lines += [*_comment(warmup), f'param_scheduler = {_code(schedulers)}']
     steps = run * length // plan.accumulate
     said = f'{counted(run, "epoch")} of {counted(length, "iteration")}: {counted(steps, "step")} of the optimiser'
-    said += '; that is few (COCO gets some 90 000): --epochs gives more' * (steps < 1000)
+    if steps < 1000:
+        more = math.ceil(1000 * plan.accumulate / length)
+        said += f'; that is few for a detector (COCO gets 90 000): --epochs {more} makes it 1000'
     body, _ = FormatCode('\n'.join(lines), style_config=_YAPF)
     title = f'{Path(base).stem} for {count} class{"es" * (count > 1)} of your own; made by tools/new_project.py.'
     return Project(base, body.rstrip() + '\n', title, said)

@@ -278,7 +278,7 @@ def test_what_is_said_of_the_evaluator(data: Path) -> None:
 
 
 ODD = [
-    None, 'x', -1, 0, float('inf'), float('nan'), [], {}, [1], True, dict(a=1), '7', 3.5, 10**30, 'http://x/y.jpg', '..',
+    None, 'x', -1, 0, float('inf'), float('nan'), [], {}, [1], True, dict(a=1), '7', 3.5, 10**30, 'http://x/y', '..',
     [[1, 2, 3, 4, 5, 6]], [['a'] * 6], dict(counts=[1, 2], size=[1, 3]), dict(counts=['a'], size=[1, 1]),
     dict(counts=[3], size=['a', 2]),
 ]  # fmt: skip

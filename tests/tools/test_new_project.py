@@ -9,7 +9,8 @@ from typing import Callable
 
 import pytest
 import torch
-from mmdet.registry import DATASETS, MODELS
+from mmdet.evaluation import CocoMetric
+from mmdet.registry import DATASETS, METRICS, MODELS
 from mmengine.config import Config
 from mmengine.optim import LinearLR
 from mmengine.registry import init_default_scope
@@ -113,7 +114,7 @@ def test_bases(base: str, shapes_root: str, monkeypatch: pytest.MonkeyPatch) -> 
         assert len(dataset) in (count, 10 * count)
         assert dataset.metainfo['classes'] == NAMES
     for evaluator in (cfg.val_evaluator, cfg.test_evaluator):
-        assert evaluator.type == 'CocoMetric'
+        assert isinstance(METRICS.build(evaluator), CocoMetric)
         assert evaluator.ann_file == split(shapes_root, 'val')[0]
         assert ('segm' in evaluator.metric) == ('mask-rcnn' in base)
     heads = cfg.model.get('roi_head', cfg.model)
@@ -208,6 +209,40 @@ def test_paths(shapes_root: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert f"data_root = '{os.path.realpath(shapes_root)}/'" in mixed.replace(
         shapes_root, os.path.realpath(shapes_root)
     )
+
+
+def test_paths_without_a_folder(
+    run: Callable, shapes_root: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name in ('train', 'val'):
+        annotations, images = split(shapes_root, name)
+        (tmp_path / f'{name} set.json').write_bytes(Path(annotations).read_bytes())
+        (tmp_path / f'{name} images').symlink_to(images)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv('MMDET_DATASETS', '/elsewhere')
+    data = ('--train', 'train set.json', 'train images/', '--val', 'val set.json', './val images')
+    said, message = run('new_project.py', 'mine.py', '--base', DEMO, *data)
+    assert message == ''
+    assert '8 epochs of 1 iteration: 8 steps of the optimiser; that is few' in said
+    assert '--epochs 1000 makes it 1000' in said
+    assert 'MMDET_DATASETS is set' in said
+    cfg = Config.fromfile('mine.py')
+    assert cfg.train_dataloader.dataset.data_prefix.img == 'train images/'
+    init_default_scope('mmdet')
+    assert len(DATASETS.build(cfg.val_dataloader.dataset)[0]['inputs']) == 3
+
+
+def test_the_length_of_an_epoch(shapes_root: str, tmp_path: Path) -> None:
+    def thin(content: dict) -> None:
+        content['annotations'] = [a for a in content['annotations'] if a['image_id'] > 3]
+
+    data = change(shapes_root, tmp_path, thin)
+    train, val = Split(*data[1:3]), Split(*data[4:6])
+    # images without boxes are dropped by this base, and its epoch goes 10 times over the 5 others
+    base = ROOT / 'configs' / 'lowdata' / 'mask-rcnn_rkan-r50_fpn_coco-1pct-s1.py'
+    assert make_project(str(base), train, val).length.startswith('12 epochs of 25 iterations: 37 steps')
+    assert make_project(str(base), train, val, gpus=2).length.startswith('12 epochs of 13 iterations: 39 steps')
+    assert make_project(str(DEMO), train, val, batch_size=4).length.startswith('8 epochs of 2 iterations: 8 steps')
 
 
 def test_a_test_set(shapes_root: str) -> None:
