@@ -40,7 +40,8 @@ def test_fail_go_on_skip(coco: Path, tmp_path: Path) -> None:
         '--cfg-options', f'data_root={coco}/', 'model.backbone.init_cfg=None', 'train_cfg.max_epochs=1',
         'train_dataloader.dataset.times=1', 'train_dataloader.dataset.dataset.pipeline.2.scale=(96,96)',
         'test_dataloader.dataset.pipeline.1.scale=(96,96)', 'val_dataloader.dataset.pipeline.1.scale=(96,96)',
-        'model.test_cfg.rcnn.score_thr=0', 'train_dataloader.num_workers=0', 'train_dataloader.persistent_workers=False',
+        'model.test_cfg.rcnn.score_thr=0',
+        'train_dataloader.num_workers=0', 'train_dataloader.persistent_workers=False',
     ]  # fmt: skip
     wrong = reproduce(
         tmp_path, 'lowdata', '--cfg-options', 'data_root=nowhere/', 'model.backbone.init_cfg=None', **only
