@@ -152,10 +152,12 @@ def check_config(cfg: Config, loaders: tuple[str, ...], loads_weights: bool) -> 
     for part in _parts([cfg.get(name) for name in evaluators]):
         path = part.get('ann_file')
         if isinstance(path, str) and path and '://' not in path and not Path(path).exists():
-            raise UserError(f'annotation file {path} of the evaluator does not exist; {_DATA_HELP}')
+            raise UserError(f'annotation file {path} of the evaluator does not exist; {_data_help(path)}')
 
 
-_DATA_HELP = 'name the folder of your data with --cfg-options data_root=DIR or MMDET_DATASETS=DIR'
+def _data_help(path: str | Path) -> str:
+    fetch = ', or fetch COCO 2017 with `python tools/download_coco.py`' * ('2017' in str(path))
+    return f'name the folder of your data with --cfg-options data_root=DIR or MMDET_DATASETS=DIR{fetch}'
 
 
 def _check_weights(source: str) -> None:
@@ -184,7 +186,7 @@ def _check_data(dataset: ConfigDict, loader: str) -> None:
             continue
         path = Path(root, name)  # an absolute name stands alone
         if not path.exists():
-            raise UserError(f'{path} of {loader} does not exist; {_DATA_HELP}')
+            raise UserError(f'{path} of {loader} does not exist; {_data_help(path)}')
         if path.suffix == '.json' and name == dataset.get('ann_file'):
             _check_annotations(path, dataset)
 

@@ -21,7 +21,7 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('config', help='config file of the detector')
     parser.add_argument('checkpoint', help='its weights')
-    parser.add_argument('--out', type=Path, required=True, help='the folder to make')
+    parser.add_argument('--out', type=Path, help='the folder to make (default: kan, beside the checkpoint)')
     parser.add_argument(
         '--images', type=int, default=16, help='images of the test set to look at; 0: the functions alone, without data'
     )
@@ -46,6 +46,8 @@ def main() -> None:
     args = parse_args()
     if args.images < 0:
         raise UserError(f'--images must be at least 0, but got {args.images}')
+    if args.out is None:
+        args.out = Path(args.checkpoint).parent / 'kan'
     if args.out.exists():
         raise UserError(f'--out {args.out} exists already; name another folder')
     if args.against and not args.images:
