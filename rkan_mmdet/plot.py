@@ -200,14 +200,18 @@ def draw_functions(conv: Any, title: str, inputs: Any = None, initial: Any = Non
         rows + below, columns, figsize=(1 + 2.4 * columns, 0.8 + 1.9 * (rows + below)), layout='constrained',
         sharex=True, squeeze=False,
     )  # fmt: skip
+    curves = [] if initial is None else [(functions(copy.deepcopy(initial).cpu().double()), '--', '0.4', 1.0)]
+    curves.append((functions(learned), '-', None, 1.6))
+    lowest = min(band.min(), *(values.min() for values, *_ in curves))
+    highest = max(band.max(), *(values.max() for values, *_ in curves))
+    margin = 0.05 * (highest - lowest)
     for tap, axis in enumerate(axes[:rows].flat):
         axis.fill_between(x, *band, color='0.88')
-        if initial is not None:
-            axis.plot(x, functions(copy.deepcopy(initial).cpu().double())[:, tap].T, '--', color='0.4', lw=1)
-        axis.plot(x, functions(learned)[:, tap].T, lw=1.6)
+        for values, style, colour, width in curves:
+            axis.plot(x, values[:, tap].T, style, color=colour, lw=width)
         axis.axhline(0, color='0.6', lw=0.5)
         axis.set_title(f'row {tap // columns - rows // 2:+d}, column {tap % columns - columns // 2:+d}', fontsize=8)
-        axis.sharey(axes[0, 0])
+        axis.set_ylim(lowest - margin, highest + margin)
     if below:
         grid = axes[rows, 0].get_gridspec()
         for axis in axes[rows]:

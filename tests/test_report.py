@@ -81,6 +81,8 @@ def test_functions_of_every_normalization_are_drawn() -> None:
         x = torch.as_tensor(learned.get_xdata(), dtype=torch.double)
         expected = conv.double().functions(x)[0, 0]
         torch.testing.assert_close(torch.as_tensor(learned.get_ydata()), expected.detach())
+        low, high = figure.axes[0].get_ylim()
+        assert all(low < line.get_ydata().min() <= line.get_ydata().max() < high for line in figure.axes[-2].lines[:1])
         assert png(figure).startswith(PNG)
 
 
