@@ -43,3 +43,23 @@ def test_custom_imports_is_all_a_config_needs(tmp_path: Path) -> None:
         tmp_path,
     )
     assert result.stdout.split() == ['RKANResNet', 'RKANResNeXt'], result.stderr
+
+
+def test_nothing_asks_the_network(tmp_path: Path) -> None:
+    """With sockets closed the package imports, and a detector of ours is built from its config."""
+    config = Path(__file__).parents[1] / 'configs/demo/mask-rcnn_rkan-r18_fpn_shapes.py'
+    result = python(
+        'import socket\n'
+        'def closed(*arguments, **options): raise OSError("no network here")\n'
+        'socket.socket.connect = socket.create_connection = socket.getaddrinfo = closed\n'
+        'import rkan_mmdet\n'
+        'from mmengine.config import Config\n'
+        'from mmengine.registry import init_default_scope\n'
+        'from mmdet.registry import MODELS\n'
+        'init_default_scope("mmdet")\n'
+        f'MODELS.build(Config.fromfile({str(config)!r}).model)\n'
+        'print("built")\n',
+        tmp_path,
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.split()[-1] == 'built'

@@ -45,8 +45,11 @@ def test_wheel_serves_bases(tmp_path: Path) -> None:
     # from a copy: a build leaves files beside its sources
     run('-c', f'import shutil; shutil.copytree({str(ROOT)!r}, "src", ignore=shutil.ignore_patterns(".*", "work_dirs"))')
     pip = ('-m', 'pip', '--disable-pip-version-check')
-    run(*pip, 'wheel', '-q', '--no-deps', '--no-build-isolation', '-w', 'dist', './src')
+    for folder in ('dist', 'again'):
+        build = ('wheel', '-q', '--no-deps', '--no-build-isolation', '-w', folder, './src')
+        run(*pip, *build, SOURCE_DATE_EPOCH='1700000000')
     (wheel,) = (tmp_path / 'dist').glob('rkan_mmdet-*.whl')
+    assert wheel.read_bytes() == (tmp_path / 'again' / wheel.name).read_bytes(), 'two builds differ'
     run(*pip, 'install', '-q', '--no-deps', '--no-index', '--target', 'site', str(wheel))
     config = tmp_path / 'mine.py'
     config.write_text(
