@@ -53,6 +53,17 @@ def test_iterations_are_counted_where_training_counts_them(shapes_root: str, tmp
         train(shapes_root, tmp_path / 'wrong', [dict(type='KANFunctionsHook')], **loop)
 
 
+@pytest.mark.slow
+def test_tensorboard_gets_them(shapes_root: str, tmp_path: Path) -> None:
+    event = pytest.importorskip('tensorboard.backend.event_processing.event_accumulator')
+    loop = dict(loop=dict(type='EpochBasedTrainLoop', max_epochs=1), param_scheduler=[])
+    backends = dict(visualizer=dict(vis_backends=[dict(type='TensorboardVisBackend')]))
+    train(shapes_root, tmp_path / 'board', [dict(type='KANFunctionsHook')], **loop, **backends)
+    (file,) = (tmp_path / 'board').rglob('events.out.tfevents.*')
+    events = event.EventAccumulator(str(file.parent)).Reload()
+    assert {f'backbone.layer4.rkan.kan_conv{i}' for i in (1, 2)} == set(events.Tags()['images'])
+
+
 def test_bad_arguments() -> None:
     with pytest.raises(ValueError, match='interval must be an int >= 1, but got 0'):
         HOOKS.build(dict(type='KANFunctionsHook', interval=0))

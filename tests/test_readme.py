@@ -47,6 +47,9 @@ def test_from_a_clone_to_functions(folder: Path, shapes_root: str) -> None:
     )
     bash(script, folder)
     assert (folder / 'work_dirs/mine/kan/report.html').stat().st_size > 100_000
+    for start in ('--config mine.py', 'tools/plot_curves.py'):
+        bash(block_of('docs/own_data.md', start), folder)
+    assert (folder / 'curves.png').exists()
 
 
 def test_see_and_deploy(folder: Path, shapes_root: str) -> None:
