@@ -19,6 +19,15 @@ def _fresh() -> None:
     torch._dynamo.reset()
 
 
+OPTIONS = [
+    dict(stride=2),
+    dict(num_kernels=2, basis=dict(type='Legendre', degree=7)),
+    dict(basis=dict(type='RBF')),
+    dict(basis=dict(type='BSpline')),
+    dict(basis=dict(type='Linear')),
+]
+
+
 def gradients(module: nn.Module, function: object, x: torch.Tensor) -> dict:
     module.zero_grad()
     leaf = x.clone().requires_grad_()
@@ -39,18 +48,7 @@ def assert_same(module: nn.Module, compiled: object, x: torch.Tensor, tolerance:
         assert error < tolerance, f'{name} differs by {error:.1e}'
 
 
-@pytest.mark.parametrize(
-    'options',
-    [
-        dict(stride=2),
-        dict(num_kernels=2, basis=dict(type='Legendre', degree=7)),
-        dict(basis=dict(type='RBF')),
-        dict(basis=dict(type='BSpline')),
-        dict(basis=dict(type='Linear')),
-        dict(normalization='min-max'),
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize('options', [*OPTIONS, dict(normalization='min-max')], ids=str)
 def test_op(options: dict) -> None:
     conv = KANConv2d(6, **options).double()
     compiled = torch.compile(conv, fullgraph=True, backend=GRAPH)
@@ -92,17 +90,7 @@ def test_export() -> None:
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    'options',
-    [
-        dict(stride=2),
-        dict(num_kernels=2, basis=dict(type='Legendre', degree=7)),
-        dict(basis=dict(type='RBF')),
-        dict(basis=dict(type='BSpline')),
-        dict(basis=dict(type='Linear')),
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize('options', OPTIONS, ids=str)
 def test_exported_op(options: dict) -> None:
     """Exported and traced alike: depthwise convolutions, for any size, without guards that plain convolutions lack."""
     conv = KANConv2d(6, **options).double()
