@@ -7,7 +7,7 @@ from .version import __version__
 try:
     from mmengine.config.utils import MODULE2PACKAGE
 
-    from . import backbones, hooks, plot_hook  # noqa: F401
+    from . import backbones, hooks, visualization_hook  # noqa: F401
     from .checkpoint import allow_checkpoint_globals
 except Exception as error:  # a broken build of mmcv fails in many ways
     # rkan_mmdet.ops needs torch alone and must not die of a broken MMDetection.

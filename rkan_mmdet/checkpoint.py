@@ -177,17 +177,16 @@ def load_from_local(filename: str, map_location: Any = None) -> Any:
     return read_checkpoint(filename, map_location)
 
 
-def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
-    """The state dict of a checkpoint.
+def weights_of(checkpoint: Any, path: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """State dict and ``meta`` (empty where there is none) of what a checkpoint holds.
 
     Raises:
-        CheckpointError: It can not be read, or holds no weights.
+        CheckpointError: It holds no weights; ``path`` is its name in the message.
     """
-    checkpoint = read_checkpoint(path)
     state = checkpoint.get('state_dict', checkpoint) if isinstance(checkpoint, dict) else None
     if not isinstance(state, dict) or not any(isinstance(value, torch.Tensor) for value in state.values()):
         raise CheckpointError(f'checkpoint {path} holds no weights')
-    return state
+    return state, checkpoint.get('meta') or {}
 
 
 def read_training_state(path: str | Path) -> dict[str, Any]:

@@ -23,6 +23,14 @@ def check_float(name: str, value: Any, above: float) -> float:
     return float(value)
 
 
+def check_fraction(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f'{name} must be a number in [0, 1], but got {value!r} of type {type(value).__name__}')
+    if not 0 <= value <= 1:
+        raise ValueError(f'{name} must be a number in [0, 1], but got {value}')
+    return float(value)
+
+
 def check_bool(name: str, value: Any) -> bool:
     if not isinstance(value, bool):
         raise TypeError(f'{name} must be True or False, but got {value!r} of type {type(value).__name__}')

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import re
 import warnings
-from collections import OrderedDict
 from collections.abc import Sequence
 from copy import deepcopy
 from pathlib import Path
@@ -29,8 +27,8 @@ from PIL import Image, UnidentifiedImageError
 from pycocotools import mask as mask_utils
 from torch import nn
 
-from .checkpoint import read_checkpoint
-from .launch import UserError, check_config
+from .checkpoint import weights_of
+from .launch import UserError, check_checkpoint, check_config, load_exactly
 
 
 class UnreadableImage(UserError):
@@ -51,28 +49,8 @@ def choose_device(name: str) -> str:
     return device
 
 
-def _read(path: str) -> dict[str, Any]:
-    if '://' in path:
-        try:
-            loaded = torch.hub.load_state_dict_from_url(path, map_location='cpu', weights_only=True)
-        except Exception as error:  # of the network, of the file
-            raise UserError(f'checkpoint {path} can not be fetched: {str(error).splitlines()[0]}') from error
-    elif not Path(path).is_file():
-        raise UserError(f'checkpoint {path} does not exist')
-    else:
-        loaded = read_checkpoint(path)
-    state = loaded.get('state_dict', loaded) if isinstance(loaded, dict) else None
-    if not isinstance(state, dict) or not any(isinstance(value, torch.Tensor) for value in state.values()):
-        raise UserError(f'checkpoint {path} holds no weights')
-    return loaded
-
-
-def listed(names: Sequence[str], what: str) -> str:
-    return f'{len(names)} {what} ({", ".join(names[:3])}{", ..." * (len(names) > 3)})' if names else ''
-
-
 def load_weights(model: nn.Module, path: str) -> dict[str, Any]:
-    """Load a checkpoint that must fit exactly; MMEngine only warns of weights that are missing or left over.
+    """Load a checkpoint that must fit exactly.
 
     Args:
         model (nn.Module): The detector.
@@ -85,25 +63,15 @@ def load_weights(model: nn.Module, path: str) -> dict[str, Any]:
         CheckpointError: The file can not be read without running code of it.
         UserError: It is not there, or not this detector's.
     """
-    loaded = _read(path)
-    state = loaded.get('state_dict', loaded)
-    named = OrderedDict((re.sub(r'^module\.', '', name), value) for name, value in state.items())  # of DDP
-    named._metadata = getattr(state, '_metadata', OrderedDict())
-    shapes: list[str] = []
-    missing: list[str] = []
-    unexpected: list[str] = []
-    try:
-        missing, unexpected = model.load_state_dict(named, strict=False)
-    except RuntimeError as error:
-        shapes = re.findall(r'size mismatch for ([^:]+):', str(error)) or [str(error).splitlines()[-1].strip()]
-    faults = [
-        listed(missing, 'weights of the detector are not in it'),
-        listed(unexpected, 'weights in it are not of the detector'),
-        listed(shapes, 'weights are of another shape'),
-    ]
-    if any(faults):
-        raise UserError(f'checkpoint {path} does not fit the config: {"; ".join(filter(None, faults))}')
-    return loaded.get('meta') or {}
+    weights = check_checkpoint(path)
+    if weights is None:
+        try:
+            loaded = torch.hub.load_state_dict_from_url(path, map_location='cpu', weights_only=True)
+        except Exception as error:  # of the network, of the file
+            raise UserError(f'checkpoint {path} can not be fetched: {str(error).splitlines()[0]}') from error
+        weights = weights_of(loaded, path)
+    load_exactly(model, weights[0], path)
+    return weights[1]
 
 
 def _first_dataset(cfg: Config) -> Any:

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import argparse
-import errno
 import importlib.util
 import logging
 import os
+import re
 import sys
 import warnings
-from collections.abc import Iterator
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from mmengine.config import Config, ConfigDict, DictAction
 
-from .checkpoint import CheckpointError, find_training_state, read_training_state, read_weights
+from .checkpoint import CheckpointError, find_training_state, read_checkpoint, read_training_state, weights_of
 from .data.guard import DataError, guard
 from .data.quick_check import check_coco
 
@@ -175,7 +176,7 @@ def _check_weights(source: str) -> None:
             'model.backbone.init_cfg.checkpoint=FILE, or start from scratch with model.backbone.init_cfg=None'
         )
     if '://' not in source:
-        read_weights(source)
+        check_checkpoint(source)
 
 
 def _check_data(dataset: ConfigDict, loader: str) -> None:
@@ -210,14 +211,14 @@ def _classes(dataset: ConfigDict, kind: Any) -> list[str] | None:
     return list(classes) if isinstance(classes, (tuple, list)) else None  # a string is a file of names
 
 
-def check_checkpoint(path: str) -> dict[str, torch.Tensor] | None:
+def check_checkpoint(path: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
     """Refuse a checkpoint that is not there, is torn, asks for code, or holds no weights.
 
     Args:
         path (str): A file, or an address, which is not looked at.
 
     Returns:
-        dict[str, Tensor] or None: The state dict; None of an address.
+        tuple or None: The state dict and ``meta``; None of an address.
 
     Raises:
         UserError: ``path`` is neither a file nor an address.
@@ -226,7 +227,7 @@ def check_checkpoint(path: str) -> dict[str, torch.Tensor] | None:
     if '://' in path:
         return None
     _check_exists(path)
-    return read_weights(path)
+    return weights_of(read_checkpoint(path), path)
 
 
 def _check_exists(path: str) -> None:
@@ -285,8 +286,9 @@ def _add_hooks(cfg: Config) -> None:
         cfg.custom_imports = dict(imports, imports=[*names, 'rkan_mmdet'])
 
 
-def check_fit(model: torch.nn.Module, state: dict[str, torch.Tensor], path: str) -> None:
-    """Refuse weights of another model, of which MMEngine only warns, to go on with weights that nobody trained.
+def load_exactly(model: torch.nn.Module, state: dict[str, torch.Tensor], path: str) -> None:
+    """Load weights that must be this model's: of others MMEngine only warns, and goes on with weights that nobody
+    trained.
 
     Args:
         model (nn.Module): The model, or a wrapper of it (DDP, test-time augmentation).
@@ -294,22 +296,31 @@ def check_fit(model: torch.nn.Module, state: dict[str, torch.Tensor], path: str)
         path (str): Its name, for the message.
 
     Raises:
-        UserError: Weights of the model are missing or of another shape.
+        UserError: Weights are missing, or left over, or of another shape.
     """
     while isinstance(getattr(model, 'module', None), torch.nn.Module):
         model = model.module
-    state = {key[7:] if key.startswith('module.') else key: value for key, value in state.items()}
-    own = model.state_dict()
-    wrong = [
-        key
-        for key, value in own.items()
-        if not key.endswith('num_batches_tracked') and (key not in state or state[key].shape != value.shape)
+    named = OrderedDict((re.sub(r'^module\.', '', name), value) for name, value in state.items())  # of DDP
+    named._metadata = getattr(state, '_metadata', OrderedDict())  # by it modules know weights of older versions
+    missing: list[str] = []
+    unexpected: list[str] = []
+    shapes: list[str] = []
+    try:
+        missing, unexpected = model.load_state_dict(named, strict=False)
+    except RuntimeError as error:
+        shapes = re.findall(r'size mismatch for ([^:]+):', str(error)) or [str(error).splitlines()[-1].strip()]
+    faults = [
+        listed(missing, 'weights of the detector are not in it'),
+        listed(unexpected, 'weights in it are not of the detector'),
+        listed(shapes, 'weights are of another shape'),
     ]
-    if wrong:
-        raise UserError(
-            f'checkpoint {path} does not fit the config: {len(wrong)} of {len(own)} weights are missing or of another '
-            f'shape, such as {wrong[0]}'
-        )
+    if any(faults):
+        raise UserError(f'checkpoint {path} does not fit the config: {"; ".join(filter(None, faults))}')
+
+
+def listed(names: Sequence[str], what: str) -> str:
+    """``3 weights (a, b, c)``; empty when there are none."""
+    return f'{len(names)} {what} ({", ".join(names[:3])}{", ..." * (len(names) > 3)})' if names else ''
 
 
 def _name_of_type(hook: Any) -> str:
@@ -368,10 +379,10 @@ def run_tool(main: Any) -> None:
         if text.startswith('Caught '):  # in a worker of a loader: its traceback, and in the last line the message
             text = text.splitlines()[-1].partition(': ')[2]
         raise SystemExit(f'error: {text}') from None
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+    except OSError as error:  # a file that stands where a folder must be, a full disk, no permission, ...
+        if error.strerror is None or os.environ.get('RKAN_DEBUG'):
             raise
-        raise SystemExit(f'error: {error.filename or "a file"} can not be written: {error.strerror}') from None
+        raise SystemExit(f'error: {error.filename or "a file"}: {error.strerror}') from None
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         # All is written. The threads of gloo now and then abort a process that takes the interpreter down around them.
         torch.distributed.barrier()

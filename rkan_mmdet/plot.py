@@ -6,13 +6,15 @@ import copy
 import json
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 import numpy as np
 from mmengine.config import Config
+
+from .report import Observations, kan_convs
 
 matplotlib.use('Agg')
 from matplotlib import pyplot as plt
@@ -86,59 +88,64 @@ def plot_curves(
     return Path(out)
 
 
-def plot_predictions(
-    cfg: Config,
-    checkpoint: str,
-    out: str | Path,
-    count: int = 6,
-    score_thr: float = 0.5,
-    scale: float = 2.0,
-    against: tuple[Config, str] | None = None,
-) -> Path:
-    """Draw ground truth beside predictions for the first images of the test set.
+def build_pair(cfg: Config, checkpoint: str, device: str = 'cpu') -> tuple[Any, Any]:
+    """The detector of a config with these weights, and its test set.
 
     Args:
-        cfg (Config): Its ``test_dataloader`` says which images.
+        cfg (Config): The config.
         checkpoint (str): The weights.
-        out (str or Path): The PNG file to write.
+        device (str): Defaults to ``'cpu'``.
+
+    Returns:
+        tuple: The detector in eval mode, and the data set.
+    """
+    from mmdet.registry import DATASETS
+
+    from .speed import build_detector
+
+    return build_detector(cfg, checkpoint, device), DATASETS.build(cfg.test_dataloader.dataset)
+
+
+def draw_predictions(
+    detectors: Sequence[tuple[Any, Any]], count: int = 6, score_thr: float = 0.5, scale: float = 2.0
+) -> np.ndarray:
+    """Draw ground truth beside predictions for the first images of a data set.
+
+    Args:
+        detectors (Sequence[tuple]): Of each detector the model, in eval mode, and its data set; from left to right.
         count (int): How many images. Defaults to 6.
         score_thr (float): Predictions below are not drawn. Defaults to 0.5.
         scale (float): Enlargement of the pictures. Defaults to 2.0.
-        against (tuple[Config, str], optional): Config and weights of a second detector; its predictions stand between
-            ground truth and the first's. Defaults to None.
 
     Returns:
-        Path: ``out``.
+        ndarray: RGB, (H, W, 3) of uint8.
 
     Raises:
-        UserError: The two configs test on different images.
+        UserError: The data sets hold different images.
     """
     import cv2
-    import torch
-    from mmdet.registry import DATASETS, VISUALIZERS
+    from mmdet.registry import VISUALIZERS
 
     from .launch import UserError
-    from .speed import build_detector, predict
+    from .speed import predict
 
-    detectors = [against, (cfg, checkpoint)] if against else [(cfg, checkpoint)]
-    models = [build_detector(*pair, device='cuda' if torch.cuda.is_available() else 'cpu') for pair in detectors]
-    datasets = [DATASETS.build(pair[0].test_dataloader.dataset) for pair in detectors]
-    visualizer = VISUALIZERS.build(dict(type='DetLocalVisualizer', name='plot_predictions'))
-    visualizer.dataset_meta = datasets[-1].metainfo
+    visualizer = VISUALIZERS.build(dict(type='DetLocalVisualizer', name='draw_predictions'))
+    visualizer.dataset_meta = detectors[-1][1].metainfo
     pictures: list[Any] = []
-    for i in range(min(count, *map(len, datasets)) if against else min(count, len(datasets[0]))):
+    for i in range(min(count, *(len(dataset) for _, dataset in detectors))):
         row: list[Any] = []
         path = None
-        for model, dataset in zip(models, datasets):
+        for model, dataset in detectors:
             data = dataset[i]
             sample = predict(model, dict(inputs=[data['inputs']], data_samples=[data['data_samples']]))[0].cpu()
             if path not in (None, sample.img_path):
                 raise UserError(f'the two configs test on different images: {path} and {sample.img_path}')
             path = sample.img_path
             image = cv2.cvtColor(cv2.imread(path), cv2.COLOR_BGR2RGB)
-            # ground truth is in the resized image, predictions are in the original
-            factors = sample.gt_instances.bboxes.new_tensor(sample.scale_factor).repeat(2)
-            sample.gt_instances.bboxes = sample.gt_instances.bboxes / factors
+            if 'bboxes' in sample.gt_instances:
+                # ground truth is in the resized image, predictions are in the original
+                factors = sample.gt_instances.bboxes.new_tensor(sample.get('scale_factor', (1.0, 1.0))).repeat(2)
+                sample.gt_instances.bboxes = sample.gt_instances.bboxes / factors
             if 'masks' in sample.gt_instances:
                 sample.gt_instances.masks = sample.gt_instances.masks.resize(sample.ori_shape[:2])
             with warnings.catch_warnings():
@@ -147,15 +154,14 @@ def plot_predictions(
                 visualizer.add_datasample('image', image, sample, draw_gt=not row, pred_score_thr=score_thr)
             row.append(visualizer.get_image())
         pictures.append(cv2.resize(np.hstack(row), None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC))
-    columns = 1 if against else 2
+    columns = 1 if len(detectors) > 1 else 2
     rows = math.ceil(len(pictures) / columns)
     height, width = (max(p.shape[axis] for p in pictures) for axis in (0, 1))
     sheet = np.full((rows * height, columns * width, 3), 255, np.uint8)
     for i, picture in enumerate(pictures):
         top, left = i // columns * height, i % columns * width
         sheet[top : top + picture.shape[0], left : left + picture.shape[1]] = picture
-    plt.imsave(out, sheet)
-    return Path(out)
+    return sheet
 
 
 def draw_functions(conv: Any, title: str, inputs: Any = None, initial: Any = None) -> Figure:
@@ -271,3 +277,25 @@ def draw_feature_maps(rows: Sequence[tuple[Any, dict[str, Any]]], title: str) ->
             axis.set_axis_off()
     figure.suptitle(title, fontsize=10)
     return figure
+
+
+def draw_figures(
+    model: Any, seen: Observations, images: Sequence[Any] = (), initial: Mapping[str, Any] | None = None
+) -> Iterator[tuple[str, Figure]]:
+    """Draw everything that was observed of a model: functions, and where images were seen, shares and feature maps.
+
+    Args:
+        model (nn.Module): Holds KAN convolutions.
+        seen (Observations): Of :func:`rkan_mmdet.report.observe`.
+        images (Sequence[ndarray]): RGB, beside the feature maps. Defaults to ().
+        initial (Mapping[str, KANConv2d], optional): The KAN convolutions before training. Defaults to None.
+
+    Yields:
+        tuple[str, Figure]: What it shows, and the picture, to be closed before the next is asked for.
+    """
+    for name, conv in kan_convs(model).items():
+        yield f'functions of {name}', draw_functions(conv, name, seen.inputs.get(name), (initial or {}).get(name))
+    if seen.shares:
+        yield 'share of the path', draw_shares(seen.shares)
+    for stage, rows in seen.maps.items():
+        yield f'feature maps of {stage}', draw_feature_maps(list(zip(images, rows)), stage)

@@ -20,8 +20,8 @@ from mmengine.structures import InstanceData
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from .detector import Detector, UnreadableImage, listed
-from .launch import UserError
+from .detector import Detector, UnreadableImage
+from .launch import UserError, listed
 
 OUTPUTS = ('vis', 'images.json', 'predictions.json')  # in the order in which they appear
 

@@ -8,11 +8,13 @@ import io
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .backbones import ResidualPath
+from .launch import UserError
 from .ops import KANConv2d
 from .ops.reference import normalize_windows
 
@@ -31,6 +33,9 @@ class Observations(NamedTuple):
     maps: dict[str, list[dict[str, Tensor]]]
     """For each stage with a path and each of the first images: mean absolute values over channels, ``Tensor[h, w]``, of
     the stage without the path, of what the path changes, and of the stage with the path."""
+
+
+NOTHING = Observations({}, {}, {})
 
 
 def kan_convs(model: nn.Module) -> dict[str, KANConv2d]:
@@ -126,6 +131,34 @@ def observe(model: nn.Module, run: Callable[[Any], Any], batches: Iterable[Any],
             handle.remove()
     shares = {stage: (s[1] / s.sum(0).clamp_min(1e-30)).float() for stage, s in squares.items()}
     return Observations({name: torch.cat(values) for name, values in inputs.items()}, shares, maps)
+
+
+def look(
+    model: nn.Module, dataset: Any, images: int, track: Callable[[list], Iterable] = iter
+) -> tuple[Observations, list[np.ndarray]]:
+    """Observe a detector on the first images of a data set.
+
+    Args:
+        model (nn.Module): The detector, in eval mode.
+        dataset (Dataset): The data set, with the pipeline of a test.
+        images (int): How many; fewer where the set holds fewer.
+        track (Callable): Shows the progress through a list. Defaults to ``iter``.
+
+    Returns:
+        tuple: What was seen, and the images of its maps: RGB, (H, W, 3) of uint8.
+
+    Raises:
+        UserError: The set is empty.
+    """
+    batches = [
+        {key: [value] for key, value in dataset[i].items() if key in ('inputs', 'data_samples')}
+        for i in range(min(images, len(dataset)))
+    ]
+    if not batches:
+        raise UserError('the data set holds no image')
+    seen = observe(model, model.test_step, track(batches))
+    shown = [batch['inputs'][0].permute(1, 2, 0).flip(-1).numpy() for batch in batches[:3]]  # BGR to RGB
+    return seen, shown
 
 
 def png(figure: Any) -> bytes:

@@ -22,7 +22,7 @@ from rkan_mmdet.checkpoint import (
     find_training_state,
     read_checkpoint,
     read_training_state,
-    read_weights,
+    weights_of,
     write_whole,
 )
 
@@ -210,7 +210,7 @@ def test_what_is_no_checkpoint(content: bytes, read: Callable, tmp_path: Path) -
 
 def test_weights_and_training_states_are_told_apart(tmp_path: Path) -> None:
     torch.save(dict(state_dict=dict(a=torch.ones(1))), tmp_path / 'weights.pth')
-    assert read_weights(tmp_path / 'weights.pth').keys() == {'a'}
+    assert weights_of(read_checkpoint(tmp_path / 'weights.pth'), 'weights.pth')[0].keys() == {'a'}
     with pytest.raises(
         CheckpointError, match=r'can not be resumed, since it lacks message_hub, meta\.epoch, meta\.iter'
     ):
@@ -218,7 +218,7 @@ def test_weights_and_training_states_are_told_apart(tmp_path: Path) -> None:
     for content in ([1, 2], dict(epoch=3), dict(state_dict={})):
         torch.save(content, tmp_path / 'none.pth')
         with pytest.raises(CheckpointError, match='holds no weights'):
-            read_weights(tmp_path / 'none.pth')
+            weights_of(read_checkpoint(tmp_path / 'none.pth'), 'none.pth')
 
 
 def save(path: Path, epoch: int) -> None:

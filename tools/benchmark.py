@@ -15,6 +15,7 @@ import torch
 from rich.progress import Progress, TimeRemainingColumn
 from torch import nn
 
+from rkan_mmdet.detector import choose_device
 from rkan_mmdet.launch import UserError, add_cfg_options, check_checkpoint, check_config, read_config, run_tool
 from rkan_mmdet.speed import (
     build_detector,
@@ -43,7 +44,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--batch-size', type=int, default=1)
     parser.add_argument('--rounds', type=int, default=100, help='timed predictions (default: %(default)s)')
     parser.add_argument('--warmup', type=int, default=10, help='predictions before them (default: %(default)s)')
-    parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
+    parser.add_argument('--device', default='auto', help='auto (a GPU where there is one), cpu, cuda, cuda:1')
     parser.add_argument('--fuse', action='store_true', help='fold batch norms into convolutions first')
     parser.add_argument('--backbone', action='store_true', help='time the backbone alone')
     parser.add_argument('--train', action='store_true', help='time loss and gradients of random images and boxes')
@@ -100,10 +101,7 @@ def main() -> None:
     args = parse_args()
     if args.against_checkpoint and not args.against:
         raise UserError('--against-checkpoint needs --against')
-    try:
-        torch.empty(0, device=args.device)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f'--device {args.device} can not be used: {str(error).splitlines()[0]}') from error
+    args.device = choose_device(args.device)
     runs = make_runs(args)
     cuda = args.device.startswith('cuda')
     with Progress(*Progress.get_default_columns()[:3], TimeRemainingColumn(), transient=True) as progress:

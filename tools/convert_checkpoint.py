@@ -5,7 +5,6 @@ The config says what the weights are for: a detector, of which ``from-authors`` 
 
 import argparse
 import os
-import pickle
 from pathlib import Path
 
 import torch
@@ -28,17 +27,14 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    check_checkpoint(args.src)
+    weights = check_checkpoint(args.src)
+    if weights is None:
+        raise UserError(f'src must be a file, but got {args.src}')
+    state, meta = weights
     if args.dst.exists() and not (args.overwrite or args.dry_run):
         raise UserError(f'{args.dst} exists; name another file, or say --overwrite')
     cfg = read_config(args.config)
     init_default_scope(cfg.get('default_scope', 'mmdet'))
-    try:
-        source = torch.load(args.src, map_location='cpu', weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise UserError(f'{args.src} can not be read safely: {error}') from error
-    meta = source.get('meta', {}) if isinstance(source, dict) else {}
-    state = source.get('state_dict', source)
     model = MODELS.build(cfg.model if args.direction == 'from-plain' else cfg.model.backbone)
     try:
         if args.direction == 'from-authors':

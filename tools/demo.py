@@ -9,9 +9,11 @@ import sys
 import time
 from pathlib import Path
 
+import cv2
+
 from rkan_mmdet.data.shapes import make_shapes
 from rkan_mmdet.launch import UserError, read_config, run_tool
-from rkan_mmdet.plot import plot_curves, plot_predictions
+from rkan_mmdet.plot import build_pair, draw_predictions, plot_curves
 
 CONFIG = 'configs/demo/mask-rcnn_rkan-r18_fpn_shapes.py'
 
@@ -48,7 +50,8 @@ def main() -> None:
         run('tools/train.py', CONFIG, '--work-dir', str(work_dir), '--resume')
     run('tools/test.py', CONFIG, str(checkpoint), '--work-dir', str(work_dir))
     curves = plot_curves([work_dir], work_dir / 'curves.png')
-    pictures = plot_predictions(cfg, str(checkpoint), work_dir / 'predictions.png')
+    pictures = work_dir / 'predictions.png'
+    cv2.imwrite(str(pictures), draw_predictions([build_pair(cfg, str(checkpoint))])[..., ::-1])
     print(f"""
 The COCO figures are above. See also
   {curves}        loss and AP by epoch

@@ -125,6 +125,8 @@ def markdown(rows: dict, metrics: dict) -> str:
 
 def main() -> None:
     args = parse_args()
+    if args.fps is not None and args.fps < 1:
+        raise UserError(f'--fps must be at least 1, but got {args.fps}')
     if args.json and args.json.exists():
         raise UserError(f'--json {args.json} exists; name another file')
     configs = args.configs or sorted(CONFIGS.glob('mask-rcnn_*_fpn_authors-1x_coco.py'), key=lambda p: (len(p.stem), p))

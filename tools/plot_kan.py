@@ -5,16 +5,19 @@ maps with and without the path, and predictions, beside those of another detecto
 """
 
 import argparse
+from functools import partial
 from pathlib import Path
 
+import cv2
 import rich.progress
 import torch
+from mmdet.registry import DATASETS
 
 from rkan_mmdet.backbones import ResidualPath
 from rkan_mmdet.launch import UserError, add_cfg_options, check_checkpoint, check_config, read_config, run_tool
-from rkan_mmdet.plot import draw_feature_maps, draw_functions, draw_shares, plot_predictions
-from rkan_mmdet.report import Observations, kan_convs, make_html, observe, png
-from rkan_mmdet.speed import build_detector, dataset_batches, predict
+from rkan_mmdet.plot import build_pair, draw_figures, draw_predictions
+from rkan_mmdet.report import NOTHING, kan_convs, look, make_html, png
+from rkan_mmdet.speed import build_detector
 
 
 def parse_args() -> argparse.Namespace:
@@ -34,18 +37,12 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def look(cfg, model: torch.nn.Module, images: int) -> tuple[Observations, list]:
-    batches = dataset_batches(cfg, images, 1)
-    with rich.progress.Progress(*rich.progress.Progress.get_default_columns()) as progress:
-        seen = observe(model, lambda batch: predict(model, batch), progress.track(batches, description='images'))
-    shown = [batch['inputs'][0].permute(1, 2, 0).flip(-1).numpy() for batch in batches[:3]]  # BGR to RGB
-    return seen, shown
-
-
 def main() -> None:
     args = parse_args()
     if args.images < 0:
         raise UserError(f'--images must be at least 0, but got {args.images}')
+    if not 0 <= args.score_thr <= 1:
+        raise UserError(f'--score-thr must be in [0, 1], but got {args.score_thr}')
     if args.out is None:
         args.out = Path(args.checkpoint).parent / 'kan'
     if args.out.exists():
@@ -68,50 +65,47 @@ def main() -> None:
         check_checkpoint(args.initial)
         initial = kan_convs(build_detector(cfg, args.initial))
 
-    seen, images = look(cfg, model, args.images) if args.images else (Observations({}, {}, {}), [])
-    pictures: dict = {}
-    for name, conv in kan_convs(model).items():
-        figure = draw_functions(conv, name, seen.inputs.get(name), initial.get(name))
-        pictures[f'functions of {name}'] = png(figure)
-    sections = [
-        (
-            'Learned functions',
-            'Each panel is a tap of the kernel: what an input pixel of that value at that place adds to the output. '
-            'All channels share them. Grey: where 95 % of the functions lie before training. '
-            + 'Dashed: before training. ' * bool(initial)
-            + 'Below: the inputs that reached the convolution.' * bool(args.images),
-            dict(pictures),
-            [],
-        )
-    ]  # fmt: skip
+    seen, images, dataset = NOTHING, [], None
+    if args.images:
+        dataset = DATASETS.build(cfg.test_dataloader.dataset)
+        with rich.progress.Progress(*rich.progress.Progress.get_default_columns()) as progress:
+            track = partial(progress.track, description='images')
+            seen, images = look(model, dataset, args.images, track)
+    pictures = {name: png(figure) for name, figure in draw_figures(model, seen, images, initial)}
+
+    def those(kind: str) -> dict:
+        return {name: picture for name, picture in pictures.items() if name.startswith(kind)}
+
+    text = (
+        'Each panel is a tap of the kernel: what an input pixel of that value at that place adds to the output. '
+        'All channels share them. Grey: where 95 % of the functions lie before training. '
+        + 'Dashed: before training. ' * bool(initial)
+        + 'Below: the inputs that reached the convolution.' * bool(args.images)
+    )
+    sections = [('Learned functions', text, those('functions'), [])]
     if seen.shares:
-        shares = {'share of the path': png(draw_shares(seen.shares))}
         rows = [['stage', 'mean share', 'median', 'largest', 'channels above 0.5']]
         for stage, share in seen.shares.items():
             values = (share.mean(), share.median(), share.max(), (share > 0.5).float().mean())
             rows.append([stage, *(f'{float(value):.3f}' for value in values)])
         text = (
             "The path's share of the stage's output in each channel: the energy of what the path changes, over that of "
-            f'the blocks and of the change together, over {args.images} images.'
+            f'the blocks and of the change together, over {min(args.images, len(dataset))} images.'
         )
-        sections.append(('Share of the path', text, shares, rows))
-        maps = {
-            f'feature maps of {stage}': png(draw_feature_maps(list(zip(images, rows)), stage))
-            for stage, rows in seen.maps.items()
-        }
-        sections.append(('Feature maps', 'Mean absolute value over the channels.', maps, []))
-        pictures.update(shares, **maps)
+        sections.append(('Share of the path', text, those('share'), rows))
+        sections.append(('Feature maps', 'Mean absolute value over the channels.', those('feature maps'), []))
+    if args.images:
+        detectors = [(model, dataset)]
+        if args.against:
+            detectors.insert(0, build_pair(configs[1], args.against[1], device))
+        sheet = draw_predictions(detectors, min(4, args.images), args.score_thr)
+        pictures['predictions'] = cv2.imencode('.png', sheet[..., ::-1])[1].tobytes()
+        text = f'Scores above {args.score_thr}. From left to right: ground truth, '
+        text += f'{args.against[0]}, {args.config}.' if args.against else 'predictions (two images a row).'
+        sections.append(('Predictions', text, those('predictions'), []))
 
     part = args.out.with_name(f'{args.out.name}.part')
     part.mkdir(parents=True, exist_ok=True)  # of a call that was cut
-    if args.images:
-        against = (configs[1], args.against[1]) if args.against else None
-        path = plot_predictions(
-            cfg, args.checkpoint, part / 'predictions.png', min(4, args.images), args.score_thr, against=against
-        )
-        text = f'Scores above {args.score_thr}. From left to right: ground truth, '
-        text += f'{args.against[0]}, {args.config}.' if args.against else 'predictions (two images a row).'
-        sections.append(('Predictions', text, dict(predictions=path.read_bytes()), []))
     for caption, picture in pictures.items():
         (part / f'{caption.replace(" ", "_")}.png').write_bytes(picture)
     title = f'What {args.config} learned'

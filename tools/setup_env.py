@@ -5,7 +5,8 @@ Needs only the standard library. Safe to interrupt (the next call goes on where 
 
 * ``TORCH_INDEX_URL``: the index torch comes from, e.g. the CPU-only one. Everything else follows pip's own settings.
 * ``RKAN_WHEEL_CACHE``: where the mmcv wheel is kept (default ``~/.cache/rkan_mmdet/wheels``).
-* ``RKAN_STACK``: another of the stacks below, in an environment of its own (``.venv-NAME``).
+* ``RKAN_STACK``: another of the stacks below, in an environment of its own (``.venv-NAME``). Where it names a Python
+  that is not the one at work, ``pythonX.Y`` is looked for on the PATH and among pyenv's versions.
 """
 
 import contextlib
@@ -23,14 +24,39 @@ import tarfile
 import time
 from collections import deque
 from pathlib import Path
-from typing import Iterator, List, Optional
+from typing import Iterator, List, NamedTuple, Optional, Sequence
 
 ROOT = Path(__file__).resolve().parent.parent
-# What each stack installs: torch, and what comes besides the requirements.
+# Above: mmcv's setup.py and mmengine import pkg_resources, which setuptools 82 removed. Below: torch asks for 77.0.3,
+# and would bring the newest over an older one.
+SETUPTOOLS = 'setuptools>=77.0.3,<81'
+
+
+class Stack(NamedTuple):
+    torch: Sequence[str]
+    rest: Sequence[str] = ('-r', 'requirements.txt')
+    extra: str = 'test'
+    mmcv: str = 'mmcv==2.1.0'
+    setuptools: str = SETUPTOOLS
+    python: Optional[str] = None  # None: the one that runs this file
+
+
 STACKS = {
-    'default': (['torch==2.13.0'], []),
+    'default': Stack(['torch==2.13.0']),
     # MMPretrain imports torchvision, which does not import beside the CPU-only build of torch 2.13
-    'pretrain': (['torch==2.14.1', 'torchvision==0.29.1'], ['mmpretrain==1.2.0']),
+    'pretrain': Stack(['torch==2.14.1', 'torchvision==0.29.1'], ['-r', 'requirements.txt', 'mmpretrain==1.2.0']),
+    # test-core: torch pins a Triton that is older than the kernels need, and exports with another exporter
+    'oldest': Stack(['torch==2.1.2'], ['-r', 'requirements.txt', 'numpy<2'], 'test-core', python='3.9'),
+    'torch24': Stack(['torch==2.4.1'], extra='test-core', python='3.10'),
+    'newest': Stack(['torch==2.14.1'], python='3.13'),
+    # the maintained fork of all three, which needs no pkg_resources
+    'onedl': Stack(
+        ['torch==2.13.0'],
+        ['onedl-mmengine==0.10.12', 'onedl-mmdetection==3.5.1', 'pycocotools>=2.0.7', 'matplotlib', 'rich'],
+        mmcv='onedl-mmcv==2.3.6',
+        setuptools='setuptools>=82',
+        python='3.12',
+    ),
 }
 STACK = os.environ.get('RKAN_STACK') or 'default'
 VENV = ROOT / ('.venv' if STACK == 'default' else f'.venv-{STACK}')
@@ -40,10 +66,6 @@ CACHE = Path(
     os.environ.get('RKAN_WHEEL_CACHE')
     or Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'rkan_mmdet' / 'wheels'
 )
-MMCV = 'mmcv==2.1.0'
-# Above: mmcv's setup.py and mmengine import pkg_resources, which setuptools 82 removed. Below: torch asks for 77.0.3,
-# and would bring the newest over an older one.
-BUILD_TOOLS = ['setuptools>=77.0.3,<81', 'wheel', 'ninja', 'packaging']
 
 
 def say(text: str) -> None:
@@ -66,9 +88,22 @@ def locked(path: Path) -> Iterator[None]:
         yield
 
 
+def use_python(version: Optional[str]) -> None:
+    """Start this file again under the Python that the stack names, where that is another."""
+    if version in (None, '{}.{}'.format(*sys.version_info)):
+        return
+    found = [shutil.which(f'python{version}'), *Path.home().glob(f'.pyenv/versions/{version}.*/bin/python')]
+    for python in filter(None, found):
+        ask_version = [str(python), '-c', 'import sys; print("{}.{}".format(*sys.version_info))']
+        answer = subprocess.run(ask_version, text=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        if answer.stdout.strip() == version:
+            os.execv(str(python), [str(python), __file__])
+    stop(f'stack {STACK} needs Python {version}, and no python{version} was found (make PYTHON=/path/to/it ...)')
+
+
 def fingerprint() -> str:
     """What the environment is made from; another value means set-up has to run again."""
-    parts = [sys.version, platform.machine(), STACK, os.environ.get('TORCH_INDEX_URL', '')]
+    parts = [STACKS[STACK].python or sys.version, platform.machine(), STACK, os.environ.get('TORCH_INDEX_URL', '')]
     parts += [(ROOT / name).read_text() for name in ('requirements.txt', 'pyproject.toml')]
     parts.append(Path(__file__).read_text())
     return hashlib.sha256('\0'.join(parts).encode()).hexdigest()
@@ -137,7 +172,7 @@ def ask(code: str) -> str:
 
 
 def install_torch() -> None:
-    wanted = STACKS[STACK][0]
+    wanted = STACKS[STACK].torch
     if all(
         ask(f'import {name}; print({name}.__version__)').split('+')[0] == version
         for name, version in (package.split('==') for package in wanted)
@@ -148,20 +183,21 @@ def install_torch() -> None:
 
 
 def install_mmcv() -> None:
-    if ask('import mmcv, mmcv._ext; print(mmcv.__version__)') == MMCV.split('==')[1]:
+    mmcv = STACKS[STACK].mmcv
+    if ask('import mmcv, mmcv._ext; print(mmcv.__version__)') == mmcv.split('==')[1]:
         return
     facts = ask(
         'import sys, torch; print(torch.__version__, "cu" + torch.version.cuda if torch.cuda.is_available() else "cpu",'
         ' sys.implementation.cache_tag)'
     ).replace(' ', '-')
     if not facts:
-        stop('torch does not import in .venv; remove .venv and run the same command again')
-    folder = CACHE / f'{MMCV.replace("==", "-")}-torch{facts}-{platform.system().lower()}-{platform.machine()}'
+        stop(f'torch does not import in {VENV.name}; remove it and run the same command again')
+    folder = CACHE / f'{mmcv.replace("==", "-")}-torch{facts}-{platform.system().lower()}-{platform.machine()}'
     with locked(CACHE / f'{folder.name}.lock'):
-        wheels = sorted(folder.glob('mmcv-*.whl'))
+        wheels = sorted(folder.glob('*.whl'))
         if not wheels:
-            build_mmcv(folder)
-            wheels = sorted(folder.glob('mmcv-*.whl'))
+            build_mmcv(mmcv, folder)
+            wheels = sorted(folder.glob('*.whl'))
     pip(['install', '--no-deps', '--force-reinstall', str(wheels[0])], f'installing {wheels[0].name} from the cache')
     if not ask('import cv2; print(1)'):
         return  # the requirements, installed next, bring it; the last check of all imports everything
@@ -169,21 +205,21 @@ def install_mmcv() -> None:
         stop(f'the cached wheel does not import here; remove {folder} and run the same command again')
 
 
-def build_mmcv(folder: Path) -> None:
+def build_mmcv(mmcv: str, folder: Path) -> None:
     """Compile mmcv in the cache, where the object files of an interrupted build are found again."""
     cuda = ask('import torch; print(torch.version.cuda if torch.cuda.is_available() else "")')
     if cuda and not ask('from torch.utils.cpp_extension import CUDA_HOME; print(CUDA_HOME or "")'):
         stop(f'there is a GPU but no nvcc to compile for it: install the CUDA {cuda} toolkit, or set CUDA_HOME to it')
     sources = folder / 'build'
     sources.mkdir(parents=True, exist_ok=True)
-    tree = sources / MMCV.replace('==', '-')
+    tree = sources / mmcv.replace('-', '_').replace('==', '-')
     if not (sources / 'unpacked').exists():
         # --no-build-isolation: even reading the metadata of this source needs the torch that is installed.
         pip(
-            ['download', '--no-deps', '--no-binary', ':all:', '--no-build-isolation', '-d', str(sources), MMCV],
-            f'fetching the source of {MMCV}',
+            ['download', '--no-deps', '--no-binary', ':all:', '--no-build-isolation', '-d', str(sources), mmcv],
+            f'fetching the source of {mmcv}',
         )
-        with tarfile.open(next(sources.glob('mmcv-*.tar.gz'))) as archive:
+        with tarfile.open(next(sources.glob('*.tar.gz'))) as archive:
             archive.extractall(sources, **({'filter': 'data'} if hasattr(tarfile, 'data_filter') else {}))
         if (
             ask('import torch; print(tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 14))') == 'True'
@@ -195,11 +231,11 @@ def build_mmcv(folder: Path) -> None:
     jobs = os.environ.get('MAX_JOBS') or str(os.cpu_count() or 1)
     pip(
         ['wheel', '-v', '--no-deps', '--no-build-isolation', '-w', str(out), str(tree)],
-        f'compiling {MMCV} with {jobs} jobs, once for this torch and Python',
+        f'compiling {mmcv} with {jobs} jobs, once for this torch and Python',
         env=dict(os.environ, MMCV_WITH_OPS='1', MAX_JOBS=jobs, PATH=f'{PYTHON.parent}{os.pathsep}{os.environ["PATH"]}'),
         total_hint='(about 9 minutes on 2 cores)',
     )
-    wheel = next(out.glob('mmcv-*.whl'))
+    wheel = next(out.glob('*.whl'))
     os.replace(wheel, folder / wheel.name)
     shutil.rmtree(sources)
 
@@ -209,6 +245,7 @@ def main() -> None:
         stop(f'RKAN_STACK must be one of {", ".join(STACKS)}, but got {STACK!r}')
     if is_done():
         return
+    use_python(STACKS[STACK].python)
     check_system()
     with locked(ROOT / f'{VENV.name}.lock'):
         if is_done():
@@ -220,10 +257,12 @@ def main() -> None:
                 'creating the virtual environment',
                 'Install the venv module (Debian: apt-get install -y python3-venv) and run the same command again.',
             )
-        pip(['install', *BUILD_TOOLS], 'installing build tools')
+        stack = STACKS[STACK]
+        pip(['install', SETUPTOOLS, 'wheel', 'ninja', 'packaging'], 'installing build tools')
         install_torch()
         install_mmcv()
-        pip(['install', '-r', 'requirements.txt', '-e', '.[test]', *STACKS[STACK][1]], 'installing the rest')
+        rest = [*stack.rest, stack.setuptools, '-e', f'.[{stack.extra}]']
+        pip(['install', *rest], 'installing the rest')
         check = 'import cv2, torch, mmcv.ops, mmengine, mmdet, pycocotools.mask, rkan_mmdet; print("ok")'
         run(
             [str(PYTHON), '-c', check],

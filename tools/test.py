@@ -13,8 +13,8 @@ from rkan_mmdet.launch import (
     add_common_arguments,
     check_checkpoint,
     check_config,
-    check_fit,
     load_config,
+    load_exactly,
     make_runner,
     run_tool,
 )
@@ -58,17 +58,19 @@ def main() -> None:
     setup_cache_size_limit_of_dynamo()
     if args.out is not None and not args.out.endswith(('.pkl', '.pickle')):
         raise UserError(f'--out must end in .pkl or .pickle, but got {args.out}')
+    if args.wait_time < 0:
+        raise UserError(f'--wait-time must be at least 0, but got {args.wait_time}')
     cfg = load_config(args)
     cfg.load_from = args.checkpoint
     if args.show or args.show_dir:
         cfg = trigger_visualization_hook(cfg, args)
     if args.tta:
         use_tta(cfg)
-    state = check_checkpoint(args.checkpoint)
+    weights = check_checkpoint(args.checkpoint)
     check_config(cfg, ('test_dataloader',), loads_weights=False)
     runner = make_runner(cfg, ('test',))
-    if state is not None:
-        check_fit(runner.model, state, args.checkpoint)
+    if weights is not None:
+        load_exactly(runner.model, weights[0], args.checkpoint)
     if args.out is not None:
         runner.test_evaluator.metrics.append(DumpDetResults(out_file_path=args.out))
     runner.test()

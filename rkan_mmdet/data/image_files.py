@@ -10,7 +10,8 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from rkan_mmdet.data.coco_file import CocoFile, Finding, Report, in_order
+from rkan_mmdet.data.coco_file import CocoFile
+from rkan_mmdet.data.findings import Finding, Report, in_order
 
 EXIF_ORIENTATION = 0x0112
 SUFFIXES = ('.bmp', '.jpeg', '.jpg', '.png', '.tif', '.tiff', '.webp')

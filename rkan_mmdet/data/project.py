@@ -14,7 +14,7 @@ from mmengine.config import Config
 from yapf.yapflib.yapf_api import FormatCode
 
 from rkan_mmdet.data.check import examine_config
-from rkan_mmdet.data.coco_file import CocoFile, Finding, dropped_images
+from rkan_mmdet.data.coco_file import CocoFile, dropped_images
 from rkan_mmdet.data.detector_config import (
     ROLES,
     coco_class,
@@ -25,6 +25,7 @@ from rkan_mmdet.data.detector_config import (
     heads_override,
     type_name,
 )
+from rkan_mmdet.data.findings import Finding
 from rkan_mmdet.data.schedule import Schedule, counted, plan_schedule, plan_schedulers, scaled
 from rkan_mmdet.launch import UserError
 

@@ -24,8 +24,9 @@ from pycocotools import mask as mask_utils
 
 from rkan_mmdet.data import check
 from rkan_mmdet.data.check import examine_annotations, examine_config
-from rkan_mmdet.data.coco_file import CocoFile, Finding
+from rkan_mmdet.data.coco_file import CocoFile
 from rkan_mmdet.data.detector_config import find_heads, heads_override
+from rkan_mmdet.data.findings import Finding
 from rkan_mmdet.launch import UserError, read_config
 
 ROOT = Path(__file__).parents[2]

@@ -72,6 +72,7 @@ def test_without_data_the_functions_alone(checkpoints: dict, tmp_path: Path) -> 
     [
         ((PLAIN, PLAIN, '--images', '0'), 'has no residual KAN path'),
         ((CONFIG, CONFIG, '--images', '-1'), '--images must be at least 0, but got -1'),
+        ((CONFIG, CONFIG, '--score-thr', '1.5'), '--score-thr must be in [0, 1], but got 1.5'),
         ((CONFIG, PLAIN, '--images', '0'), 'does not fit'),
         ((CONFIG, CONFIG, '--images', '2', '--cfg-options', 'data_root=nowhere/'), 'does not exist'),
     ],
