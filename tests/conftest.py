@@ -1,8 +1,10 @@
 """Shared by all tests: quiet third parties, and one generated data set."""
 
+import json
 import os
 import shutil
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -24,6 +26,24 @@ def shapes_root(tmp_path_factory: pytest.TempPathFactory) -> str:
     from rkan_mmdet.data.shapes import make_shapes
 
     return str(make_shapes(tmp_path_factory.mktemp('data') / 'shapes', num_train=8, num_val=4, quiet=True))
+
+
+@pytest.fixture
+def coco_root(shapes_root: str, tmp_path: Path) -> Path:
+    """The shapes under COCO's names and paths."""
+    from mmdet.datasets import CocoDataset
+
+    root = tmp_path / 'coco'
+    for folder, old in (('train2017', 'train'), ('val2017', 'val')):
+        root.mkdir(exist_ok=True)
+        (root / folder).symlink_to(Path(shapes_root) / old)
+        content = json.loads((Path(shapes_root) / f'annotations/instances_{old}.json').read_text())
+        assert {category['id'] for category in content['categories']} <= set(range(1, 81))
+        content['categories'] = [dict(id=i + 1, name=name) for i, name in enumerate(CocoDataset.METAINFO['classes'])]
+        for name in (f'annotations/instances_{folder}.json', f'semi_anns/instances_{folder}.1@1.json'):
+            (root / name).parent.mkdir(exist_ok=True)
+            (root / name).write_text(json.dumps(content))
+    return root
 
 
 @pytest.fixture

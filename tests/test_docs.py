@@ -93,6 +93,35 @@ def commands() -> list:
     return found
 
 
+# What runs each command that the pages show, as it stands there or on data and counts that are small enough for here.
+RUN_BY = {
+    r'git clone|cd rkan_mmdet|make (test|lint|env|quick|demo)\b(?!.*STACK)': '.ci/run',  # in a clean clone
+    r'apt-get ': '.ci/run',
+    r'pip install': 'tests/test_mim.py',  # a wheel of it, in an environment of its own
+    r'make docs': 'tests/test_docs.py',
+    r'.*\bSTACK=': 'tests/test_pretrain.py',
+    r'python tools/\w+\.py (mine|cells|configs/demo|work_dirs/(mine|demo))': 'tests/test_readme.py',
+    r'(python )?tools/\S+ (PARTITION JOB_NAME )?configs/rkan/mask-rcnn_rkan-r50_fpn_1x': 'tests/test_readme.py',
+    r'tools/dist_train\.sh mine|python \$\(python': 'tests/test_readme.py',
+    r'python tools/train\.py configs/lowdata': 'tests/test_readme.py',
+    r'python tools/benchmark\.py configs/rkan': 'tests/test_readme.py',
+    r'python tools/train\.py my_rkan_detector': 'tests/test_docs.py',
+    r'python tools/train\.py configs/(pretrain|rkan/\S+authors)': 'tests/test_pretrain.py',
+    r'python -m rkan_mmdet\.data\.check': 'tests/data/test_check.py',
+    r'python -m rkan_mmdet\.doctor': 'tests/test_doctor.py',
+    r'python tools/convert_checkpoint\.py': 'tests/tools/test_convert_checkpoint.py',
+    r'python tools/download_coco\.py': 'tests/tools/test_download_coco.py',
+    r'python tools/make_table\.py': 'tests/tools/test_make_table.py',
+    r'python tools/page\.py': 'tests/tools/test_page.py',
+    r'tools/reproduce\.sh': 'tests/tools/test_reproduce.py',
+    r'mim ': 'tests/test_mim.py',
+    r'python benchmarks/(kan_conv|growth)': 'tests/test_benchmarks.py',
+    r'python benchmarks/(study|convert_bccd)': 'tests/test_study.py',
+    r'python benchmarks/kill_and_resume': 'tests/tools/test_faults.py',
+    r'pytest ': 'the suite itself',
+}
+
+
 class _ParsedError(Exception):
     pass
 
@@ -131,6 +160,29 @@ def test_commands_are_taken(page: str, words: list, monkeypatch: pytest.MonkeyPa
         assert words[0] in ('git', 'cd', 'pip', 'apt-get', 'mim', 'pytest', 'python') or (ROOT / words[0]).is_file(), (
             f'{page}: {words}'
         )
+
+
+def inline_commands() -> list:
+    """(page, text) of every command that stands in a line of a page."""
+    found = []
+    for page in PAGES:
+        text = re.sub(r'```.*?```', '', (ROOT / page).read_text(), flags=re.DOTALL)
+        starts = r'`((?:python |make |pytest |tools/\S+\.sh |pip |mim |[A-Z]+=\S+ tools/)[^`]+)`'
+        found += [(page, ' '.join(command.split())) for command in re.findall(starts, text)]
+    return found
+
+
+def test_every_command_is_run_by_something() -> None:
+    shown = [(page, ' '.join(words)) for page, words in commands()] + inline_commands()
+    assert len(shown) > 80
+    for page, command in shown:
+        runners = [by for pattern, by in RUN_BY.items() if re.match(pattern, command)]
+        assert runners, f'{page} shows `{command}`, which nothing runs'
+        tool = re.search(r'\b(?:tools|benchmarks)/(\w+)\.(?:py|sh)', command)
+        for by in set(runners) - {'the suite itself', '.ci/run'}:
+            # the pages' own blocks are run there, by their place
+            named = tool is None or by == 'tests/test_readme.py' or tool[1] in (ROOT / by).read_text()
+            assert named, f'{by} does not run `{command}` of {page}'
 
 
 @pytest.mark.slow

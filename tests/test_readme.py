@@ -1,10 +1,11 @@
-"""The commands of the README and of docs/see.md and docs/deploy.md, run one after the other on tiny data."""
+"""The commands of the README and of the docs, run one after the other on tiny data."""
 
 import os
 import re
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -47,8 +48,9 @@ def test_from_a_clone_to_functions(folder: Path, shapes_root: str) -> None:
     )
     bash(script, folder)
     assert (folder / 'work_dirs/mine/kan/report.html').stat().st_size > 100_000
-    for start in ('--config mine.py', 'tools/plot_curves.py'):
+    for start in ('--config mine.py', 'cells.py', 'tools/plot_curves.py'):
         bash(block_of('docs/own_data.md', start), folder)
+    assert 'max_epochs=60' in (folder / 'cells.py').read_text().replace(' ', '')
     assert (folder / 'curves.png').exists()
 
 
@@ -74,3 +76,67 @@ def test_see_and_deploy(folder: Path, shapes_root: str) -> None:
     deploy = block_of('docs/deploy.md', 'tools/export_onnx.py').replace('pip install "rkan-mmdet[export]"\n', '')
     bash(deploy, folder)
     assert (folder / 'detector.onnx').stat().st_size > 10**6
+
+
+# What makes a config of COCO small enough for here; all else of its commands is run as it stands in the docs.
+TINY = (
+    'model.backbone.init_cfg=None train_cfg.max_epochs=1 train_dataloader.num_workers=0 '
+    'train_dataloader.persistent_workers=False test_dataloader.dataset.pipeline.1.scale="(96,96)" '
+    'val_dataloader.dataset.pipeline.1.scale="(96,96)" '
+)
+
+
+def commands_of(page: str, start: str, pipeline: str) -> list:
+    """The commands of a block, those of tools with the options above."""
+    lines = block_of(page, start).replace('\\\n', ' ').splitlines()
+    options = f'--cfg-options {TINY} {pipeline}.scale="(96,96)"'
+    return [f'{line} {options}' if 'configs/' in line else line for line in lines]
+
+
+@pytest.fixture
+def coco_folder(folder: Path, coco_root: Path) -> Path:
+    (folder / 'data').mkdir()
+    (folder / 'data/coco').symlink_to(coco_root)
+    return folder
+
+
+def test_one_config_in_one_and_more_processes(coco_folder: Path) -> None:
+    resize = 'train_dataloader.dataset.pipeline.2'
+    train, test = commands_of('docs/reproduce.md', 'python tools/train.py', resize)
+    assert 'Average Precision' in bash('\n'.join([train, test.replace('_12', '_1')]), coco_folder)
+
+    shutil.rmtree(coco_folder / 'work_dirs')
+    train, test, machine, slurm = commands_of('docs/reproduce.md', 'tools/dist_test.sh', resize)
+    train, test = (line.replace(' 8 ', ' 2 ').replace('_12', '_1') for line in (train, test))
+    assert 'Average Precision' in bash('\n'.join([train, test]), coco_folder)
+
+    shutil.rmtree(coco_folder / 'work_dirs')
+    first = machine.replace(' 8 ', ' 1 ').replace('10.0.0.1', '127.0.0.1')  # both machines are this one
+    second = first.replace('NODE_RANK=0', 'NODE_RANK=1')
+    bash(f'{first} & \n{second}\nwait $!', coco_folder)
+    assert list((coco_folder / 'work_dirs').glob('*/epoch_1.pth'))
+
+    srun = coco_folder / 'srun'  # starts here, in one process, what slurm would start on each machine
+    srun.write_text('#!/usr/bin/env bash\nwhile [[ $1 == -* ]]; do shift; done\n"$@" --launcher none\n')
+    srun.chmod(0o755)
+    bash(f'PATH={coco_folder}:$PATH\n{slurm}', coco_folder)
+    assert (coco_folder / 'work_dirs/rkan-r50/epoch_1.pth').is_file()
+
+
+def test_low_data(coco_folder: Path) -> None:
+    split, train = commands_of(
+        'configs/lowdata/README.md', 'split_coco.py', 'train_dataloader.dataset.dataset.pipeline.2'
+    )
+    bash(split, coco_folder)
+    drawn = coco_folder / 'data/coco/semi_anns/instances_train2017.1@1.json'
+    assert drawn.stat().st_mtime > time.time() - 60
+    # 1 % of eight images is none
+    shutil.copy(coco_folder / 'data/coco/annotations/instances_train2017.json', drawn)
+    bash(f'{train} train_dataloader.dataset.times=1', coco_folder)
+
+
+def test_speed(folder: Path) -> None:
+    script = block_of('docs/speed.md', '--backbone --fuse')
+    for option in ('rounds', 'warmup'):
+        script = re.sub(rf'--{option} \d+', f'--{option} 1', script)
+    assert bash(script, folder).count('of the speed of') == 3

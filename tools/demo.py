@@ -28,7 +28,11 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--work-dir', type=Path, default=Path('work_dirs/demo'), help='default: %(default)s')
     parser.add_argument('--retrain', action='store_true', help='train again; the old work dir is kept under a new name')
-    return parser.parse_args()
+    parser.add_argument('--epochs', type=int, help="stop after so many (default: the config's, to the README's AP)")
+    args = parser.parse_args()
+    if args.epochs is not None and args.epochs < 1:
+        parser.error(f'--epochs must be at least 1, but got {args.epochs}')
+    return args
 
 
 def main() -> None:
@@ -43,11 +47,13 @@ def main() -> None:
         kept = work_dir.with_name(f'{work_dir.name}-until-{time.strftime("%Y%m%d-%H%M%S")}')
         work_dir.rename(kept)
         print(f'the former run is kept in {kept}')
-    checkpoint = work_dir / f'epoch_{cfg.train_cfg.max_epochs}.pth'
+    epochs = args.epochs or cfg.train_cfg.max_epochs
+    checkpoint = work_dir / f'epoch_{epochs}.pth'
     if checkpoint.exists():
         print(f'{checkpoint} is there: not trained again (make demo ARGS=--retrain does)')
     else:
-        run('tools/train.py', CONFIG, '--work-dir', str(work_dir), '--resume')
+        options = ['--cfg-options', f'train_cfg.max_epochs={epochs}'] if args.epochs else []
+        run('tools/train.py', CONFIG, '--work-dir', str(work_dir), '--resume', *options)
     run('tools/test.py', CONFIG, str(checkpoint), '--work-dir', str(work_dir))
     curves = plot_curves([work_dir], work_dir / 'curves.png')
     pictures = work_dir / 'predictions.png'

@@ -136,6 +136,7 @@ CASES = {
     }),
     'demo.py': ({}, '--work-dir {out}', {
         '--work-dir': [('--work-dir {text}', '{text}'), ('--work-dir {text}/a', '{text}')],
+        '--epochs': [('--epochs 0', '--epochs must be at least 1'), ('--epochs x', "'x'")],
     }),
     'rkan_mmdet.data.check': (dict(annotations='{data}/annotations/instances_train.json'), '', {
         'annotations': [('none.json', 'none.json does not exist'), ('{text}', 'is not JSON')],

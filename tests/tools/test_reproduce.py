@@ -1,32 +1,14 @@
 """tools/reproduce.sh from nothing to its table on tiny data: what fails goes on, what is done is skipped."""
 
-import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from mmdet.datasets import CocoDataset
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture
-def coco(shapes_root: str, tmp_path: Path) -> Path:
-    """The shapes under COCO's names and paths."""
-    root = tmp_path / 'coco'
-    for folder, old in (('train2017', 'train'), ('val2017', 'val')):
-        root.joinpath(folder).parent.mkdir(exist_ok=True)
-        (root / folder).symlink_to(Path(shapes_root) / old)
-        content = json.loads((Path(shapes_root) / f'annotations/instances_{old}.json').read_text())
-        assert {category['id'] for category in content['categories']} <= set(range(1, 81))
-        content['categories'] = [dict(id=i + 1, name=name) for i, name in enumerate(CocoDataset.METAINFO['classes'])]
-        for name in (f'annotations/instances_{folder}.json', f'semi_anns/instances_{folder}.1@1.json'):
-            (root / name).parent.mkdir(exist_ok=True)
-            (root / name).write_text(json.dumps(content))
-    return root
 
 
 def reproduce(tmp_path: Path, *arguments: str, **env: str) -> subprocess.CompletedProcess:
@@ -34,10 +16,10 @@ def reproduce(tmp_path: Path, *arguments: str, **env: str) -> subprocess.Complet
     return subprocess.run([str(ROOT / 'tools/reproduce.sh'), *arguments], env=env, capture_output=True, text=True)
 
 
-def test_fail_go_on_skip(coco: Path, tmp_path: Path) -> None:
+def test_fail_go_on_skip(coco_root: Path, tmp_path: Path) -> None:
     only = dict(ONLY='*_coco-1pct-s1.py')
     small = [
-        '--cfg-options', f'data_root={coco}/', 'model.backbone.init_cfg=None', 'train_cfg.max_epochs=1',
+        '--cfg-options', f'data_root={coco_root}/', 'model.backbone.init_cfg=None', 'train_cfg.max_epochs=1',
         'train_dataloader.dataset.times=1', 'train_dataloader.dataset.dataset.pipeline.2.scale=(96,96)',
         'test_dataloader.dataset.pipeline.1.scale=(96,96)', 'val_dataloader.dataset.pipeline.1.scale=(96,96)',
         'model.test_cfg.rcnn.score_thr=0',
