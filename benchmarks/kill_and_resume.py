@@ -36,17 +36,7 @@ ROOT = Path(__file__).resolve().parents[1]
 CONFIG = """
 _base_ = ['{root}/configs/demo/mask-rcnn_rkan-r18_fpn_shapes.py']
 data_root = '{data}/'
-model = dict(
-    backbone=dict(base_channels=8, stem_channels=8),
-    neck=dict(in_channels=[8, 16, 32, 64], out_channels=16),
-    rpn_head=dict(in_channels=16, feat_channels=16),
-    roi_head=dict(
-        bbox_roi_extractor=dict(out_channels=16),
-        bbox_head=dict(in_channels=16, fc_out_channels=32),
-        mask_roi_extractor=dict(out_channels=16),
-        mask_head=dict(in_channels=16, conv_out_channels=16)),
-    train_cfg=dict(rpn_proposal=dict(nms_pre=50, max_per_img=20), rcnn=dict(sampler=dict(num=16))),
-    test_cfg=dict(rpn=dict(nms_pre=50, max_per_img=20), rcnn=dict(score_thr=0.0, max_per_img=20)))
+{model}
 train_dataloader = dict(batch_size=2, num_workers={workers}, persistent_workers={workers} > 0, dataset=dict(
     data_root=data_root))
 val_dataloader = dict(dataset=dict(data_root=data_root))
@@ -61,6 +51,19 @@ train_cfg = dict(max_epochs={epochs}, val_interval=1)
 default_hooks = dict(logger=dict(interval=1))
 randomness = dict(seed=3, deterministic=True)
 """
+SMALL = """
+model = dict(
+    backbone=dict(base_channels=8, stem_channels=8),
+    neck=dict(in_channels=[8, 16, 32, 64], out_channels=16),
+    rpn_head=dict(in_channels=16, feat_channels=16),
+    roi_head=dict(
+        bbox_roi_extractor=dict(out_channels=16),
+        bbox_head=dict(in_channels=16, fc_out_channels=32),
+        mask_roi_extractor=dict(out_channels=16),
+        mask_head=dict(in_channels=16, conv_out_channels=16)),
+    train_cfg=dict(rpn_proposal=dict(nms_pre=50, max_per_img=20), rcnn=dict(sampler=dict(num=16))),
+    test_cfg=dict(rpn=dict(nms_pre=50, max_per_img=20), rcnn=dict(score_thr=0.0, max_per_img=20)))
+"""
 
 
 def parse_args() -> argparse.Namespace:
@@ -68,12 +71,18 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--kills', type=int, default=100, help='how many at least (default: %(default)s)')
     parser.add_argument('--epochs', type=int, default=6, help='of each training (default: %(default)s)')
     parser.add_argument('--workers', type=int, default=0, help='processes of the loader (default: %(default)s)')
+    parser.add_argument(
+        '--start', type=Path, metavar='CHECKPOINT', help="weights of the demo's detector, which is trained on, with an "
+        'AP above 0, in place of a smaller one from nothing'
+    )  # fmt: skip
     parser.add_argument('--seed', type=int, default=0, help='of the moments (default: %(default)s)')
     parser.add_argument('--work-dir', type=Path, help='a new directory that is kept (default: a temporary one)')
     args = parser.parse_args()
     for name, minimum in (('kills', 1), ('epochs', 2), ('workers', 0)):
         if getattr(args, name) < minimum:
             parser.error(f'--{name} must be at least {minimum}, but got {getattr(args, name)}')
+    if args.start and not args.start.is_file():
+        parser.error(f'--start {args.start} does not exist')
     if args.work_dir and args.work_dir.exists():
         parser.error(f'--work-dir {args.work_dir} exists')
     return args
@@ -187,7 +196,8 @@ def differences(a: Any, b: Any, name: str = '') -> list[str]:
 def study(args: argparse.Namespace, folder: Path) -> int:
     data = make_shapes(folder / 'shapes', num_train=8, num_val=4, quiet=True)
     config = folder / 'config.py'
-    config.write_text(CONFIG.format(root=ROOT, data=data, workers=args.workers, epochs=args.epochs))
+    model = f'load_from = {str(args.start.resolve())!r}' if args.start else SMALL
+    config.write_text(CONFIG.format(root=ROOT, data=data, model=model, workers=args.workers, epochs=args.epochs))
     reference, seconds = None, 0.0
     for i in range(2):
         began = time.monotonic()

@@ -41,19 +41,40 @@ ARMS = {
     'rkan-tuned': dict(stage_with_rkan=STAGE_4, rkan=dict(zero_init=True)),
     'adapter': dict(stage_with_rkan=STAGE_4, frozen_stages=4, rkan=dict(zero_init=True, adapter=True)),
 }
+# Degree, basis and stage, at half the iterations (`shapes-short`), with the two arms that they are compared with.
+ABLATION = {
+    'plain': {},
+    'rkan': dict(stage_with_rkan=STAGE_4),
+    **{f'degree-{d}': dict(stage_with_rkan=STAGE_4, rkan=dict(basis=dict(type='Chebyshev', degree=d))) for d in (1, 5)},
+    **{
+        basis.lower(): dict(stage_with_rkan=STAGE_4, rkan=dict(basis=dict(type=basis)))
+        for basis in ('Legendre', 'Jacobi', 'Hermite', 'RBF', 'BSpline')
+    },
+    **{f'stage-{i + 1}': dict(stage_with_rkan=tuple(j == i for j in range(4))) for i in range(3)},
+}
 TUNED = ('plain-tuned', 'rkan-tuned', 'adapter')  # start from the plain run of the same seed, and run as long again
 MAIN = ('plain', 'rkan', 'linear')
 CONFIGS = dict(shapes='mask-rcnn_r18_fpn_shapes.py', bccd='faster-rcnn_r18_fpn_bccd.py')
 
 
 class Run(NamedTuple):
-    data: str  # a key of CONFIGS; with '-quarter' the first quarter of the training images, four times an epoch
+    data: str  # a key of CONFIGS; with '-quarter' the first quarter of the training images, four times an epoch; with
+    # '-short' half the iterations
     arm: str
     seed: int
 
     @property
     def name(self) -> str:
         return f'{self.data}/{self.arm}/{self.seed}'
+
+    @property
+    def base(self) -> str:
+        return self.data.split('-')[0]
+
+    @property
+    def backbone(self) -> dict:
+        """What the arm changes in the plain backbone."""
+        return (ABLATION if self.data.endswith('-short') else ARMS)[self.arm]
 
     @property
     def result(self) -> Path:
@@ -64,6 +85,7 @@ def plan() -> Iterator[Run]:
     """Every run, in the order of priority; seeds outermost, so that a cut leaves whole comparisons."""
     for data, arms, seeds in (
         ('shapes', ARMS, 5), ('bccd', MAIN, 3), ('shapes-quarter', MAIN, 3), ('bccd-quarter', MAIN, 3),
+        ('shapes-short', ABLATION, 3),
     ):  # fmt: skip
         for seed in range(1, seeds + 1):
             for arm in arms:
@@ -71,20 +93,24 @@ def plan() -> Iterator[Run]:
 
 
 def make_config(run: Run, work_dir: Path, data_root: Optional[Path]) -> Config:
-    base, quarter = run.data.replace('-quarter', ''), run.data.endswith('-quarter')
-    cfg = read_config(str(ROOT / 'configs' / 'study' / CONFIGS[base]))
-    if base == 'bccd':
+    cfg = read_config(str(ROOT / 'configs' / 'study' / CONFIGS[run.base]))
+    if run.base == 'bccd':
         cfg = read_config(cfg.filename, dict(data_root=str((data_root or Path('data')) / 'bccd')))
         if not Path(cfg.data_root).is_dir():
             raise UserError(f'{cfg.data_root} does not exist; docs/study.md says where the data is')
     else:
         make_shapes(cfg.data_root.rstrip('/'), num_val=200, val_seed=3)
-    cfg.model.backbone.update(ARMS[run.arm])
+    cfg.model.backbone.update(run.backbone)
     cfg.randomness = dict(seed=run.seed)
     cfg.work_dir = str(work_dir)
-    if quarter:
+    if run.data.endswith('-short'):
+        cfg.merge_from_dict(dict(train_cfg=dict(max_epochs=cfg.train_cfg.max_epochs // 2)))
+        for scheduler in cfg.param_scheduler:
+            if 'T_max' in scheduler:
+                scheduler.T_max = scheduler.end = cfg.train_cfg.max_epochs
+    if run.data.endswith('-quarter'):
         dataset = cfg.train_dataloader.dataset
-        dataset.indices = 300 if base == 'shapes' else 73
+        dataset.indices = 300 if run.base == 'shapes' else 73
         cfg.train_dataloader.dataset = dict(type='RepeatDataset', times=4, dataset=dataset)
     return cfg
 
@@ -137,8 +163,8 @@ def execute(run: Run, args: argparse.Namespace) -> None:
     init_default_scope('mmdet')
     run.result.parent.mkdir(parents=True, exist_ok=True)
     result = dict(
-        data=run.data, arm=run.arm, seed=run.seed, config=f'configs/study/{CONFIGS[run.data.split("-")[0]]}',
-        backbone=ARMS[run.arm], epochs=cfg.train_cfg.max_epochs, parameters=count_parameters(MODELS.build(cfg.model)),
+        data=run.data, arm=run.arm, seed=run.seed, config=f'configs/study/{CONFIGS[run.base]}',
+        backbone=run.backbone, epochs=cfg.train_cfg.max_epochs, parameters=count_parameters(MODELS.build(cfg.model)),
         seconds=round(seconds, 1), seconds_an_iteration=an_iteration, peak_memory_mib=peak_memory,
         torch=torch.__version__,
         coco={key[5:]: points[-1][1] for key, points in curves.items() if key.startswith('coco/')},
@@ -161,8 +187,8 @@ def estimate(runs: list) -> float:
     everything = [row['seconds'] for row in done] or [240]
     total = 0.0
     for run in runs:
-        like = [r['seconds'] for r in done if r['data'].split('-')[0] == run.data.split('-')[0]] or everything
-        total += statistics.mean(like)
+        like = [r['seconds'] for r in done if r['data'].split('-')[0] == run.base] or everything
+        total += statistics.mean(like) / (2 if run.data.endswith('-short') else 1)
     return total
 
 
@@ -215,7 +241,7 @@ def plot(out: Path) -> None:
     sets = [data for data in dict.fromkeys(run.data for run in plan()) if any(r['data'] == data for r in rows)]
     figure, axes = plt.subplots(1, len(sets), figsize=(1 + 4 * len(sets), 3.6), squeeze=False, layout='constrained')
     for axis, data in zip(axes[0], sets):
-        arms = [arm for arm in ARMS if any(r['data'] == data and r['arm'] == arm for r in rows)]
+        arms = [arm for arm in {**ARMS, **ABLATION} if any(r['data'] == data and r['arm'] == arm for r in rows)]
         for i, arm in enumerate(arms):
             values = [100 * r['coco']['bbox_mAP'] for r in rows if r['data'] == data and r['arm'] == arm]
             axis.plot([i] * len(values), values, 'o', color='tab:blue', alpha=0.6)
@@ -234,6 +260,7 @@ def main() -> None:
     parser.add_argument('--work-dirs', type=Path, default=Path('work_dirs/study'), help='default: %(default)s')
     parser.add_argument('--data-root', type=Path, help='the folder that holds bccd (default: data)')
     parser.add_argument('--only', nargs='+', metavar='DATA', help='only these data sets')
+    parser.add_argument('--arms', nargs='+', metavar='ARM', help='only these arms')
     parser.add_argument('--minutes', type=float, default=float('inf'), help='begin no run after so many minutes')
     parser.add_argument('--untimed', action='store_true', help='other work runs beside: keep no time an iteration')
     args = parser.parse_args()
@@ -241,7 +268,13 @@ def main() -> None:
         print(report())
         plot(ROOT / 'docs' / 'images' / 'study.png')
         return
-    runs = [run for run in left() if not args.only or run.data in args.only]
+    for name, given, known in (
+        ('only', args.only, {run.data for run in plan()}),
+        ('arms', args.arms, {run.arm for run in plan()}),
+    ):
+        for value in set(given or ()) - known:
+            raise UserError(f'--{name} must be of {", ".join(sorted(known))}, but got {value}')
+    runs = [r for r in left() if (not args.only or r.data in args.only) and (not args.arms or r.arm in args.arms)]
     print(f'{len(runs)} runs are left, about {estimate(runs) / 3600:.1f} hours', flush=True)
     if args.command == 'plan':
         for run in runs:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from mmcv.cnn import VGG
 from mmcv.transforms import Compose
 from mmdet.models import BaseDetector
 from mmdet.models.roi_heads.mask_heads import FusedSemanticHead
-from mmdet.registry import DATASETS, MODELS
+from mmdet.registry import DATASETS
 from mmdet.structures import DetDataSample
 from mmdet.structures.mask import encode_mask_results
 from mmdet.visualization import DetLocalVisualizer
@@ -28,7 +27,7 @@ from pycocotools import mask as mask_utils
 from torch import nn
 
 from .checkpoint import weights_of
-from .launch import UserError, check_checkpoint, check_config, load_exactly
+from .launch import UserError, build_model, check_checkpoint, check_config, load_exactly
 
 
 class UnreadableImage(UserError):
@@ -123,7 +122,7 @@ class Detector:
         check_config(cfg, (), loads_weights=False)
         init_default_scope(cfg.get('default_scope', 'mmdet'))
         dataset = _first_dataset(cfg)
-        model = MODELS.build(deepcopy(cfg.model))  # some detectors write into what they are built from
+        model = build_model(cfg)
         if not isinstance(model, BaseDetector):
             raise UserError(f'the config is of {type(model).__name__}, which is no detector of MMDetection')
         model = revert_sync_batchnorm(model)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import importlib.util
 import logging
 import os
@@ -26,12 +27,22 @@ class UserError(Exception):
     """Something the user can mend; tools print it as one line and exit with code 1."""
 
 
+class _Options(DictAction):
+    """``KEY=VALUE ...``; anything else is a mistake of the caller, and said as one."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: Any, values: Any, option_string: Any = None) -> None:
+        for value in values:
+            if '=' not in value:
+                parser.error(f'{option_string} takes KEY=VALUE, but got {value}')
+        super().__call__(parser, namespace, values, option_string)
+
+
 def add_cfg_options(parser: argparse.ArgumentParser) -> None:
     """``--cfg-options``, as in MMDetection's own tools."""
     parser.add_argument(
         '--cfg-options',
         nargs='+',
-        action=DictAction,
+        action=_Options,
         help='override settings of the config, as xxx=yyy; a list is key="[a,b]" or key=a,b, and nested ones are '
         'key="[(a,b),(c,d)]" without white space. data_root=DIR moves every path that lies under the old data_root',
     )
@@ -326,6 +337,25 @@ def listed(names: Sequence[str], what: str) -> str:
 def _name_of_type(hook: Any) -> str:
     kind = hook.get('type') if isinstance(hook, dict) else None  # a config in Python names classes
     return str(getattr(kind, '__name__', kind)).rpartition('.')[2]
+
+
+def build_model(cfg: Config, part: ConfigDict | None = None) -> torch.nn.Module:
+    """Build the model of a config, or a part of it.
+
+    Args:
+        cfg (Config): The config.
+        part (ConfigDict, optional): Such as ``cfg.model.backbone``. Defaults to None: ``cfg.model``.
+
+    Raises:
+        UserError: It can not be built. ``RKAN_DEBUG=1`` shows where.
+    """
+    from mmengine.registry import MODELS, init_default_scope
+
+    init_default_scope(cfg.get('default_scope') or 'mmdet')
+    try:
+        return MODELS.build(copy.deepcopy(part or cfg.model))  # some detectors write into what they are built from
+    except Exception as error:  # an option that a class does not know, a class that no registry knows, ...
+        raise UserError(f'the model of the config can not be built: {_one_line(error)}') from error
 
 
 def make_runner(cfg: Config, loops: tuple[str, ...] = ()) -> Any:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from mmcv.cnn import fuse_conv_bn
-from mmdet.registry import DATASETS, MODELS
+from mmdet.registry import DATASETS
 from mmdet.structures import DetDataSample
 from mmdet.testing import demo_mm_inputs
 from mmengine.config import Config
@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from .backbones import fuse_paths
 from .detector import load_weights
-from .launch import UserError
+from .launch import UserError, build_model
 
 
 def build_detector(cfg: Config, checkpoint: str | None = None, device: str = 'cpu', fuse: bool = False) -> nn.Module:
@@ -40,8 +40,7 @@ def build_detector(cfg: Config, checkpoint: str | None = None, device: str = 'cp
         CheckpointError: The checkpoint can not be read without running code of it.
         UserError: It is not there, or not this detector's.
     """
-    init_default_scope(cfg.get('default_scope', 'mmdet'))
-    model = MODELS.build(cfg.model)
+    model = build_model(cfg)
     if checkpoint is not None:
         load_weights(model, checkpoint)
     model.eval()  # not chained: MMDetection's ResNet gives None

@@ -52,7 +52,7 @@ class RKANVisualizationHook(Hook):
             shown; 0: the functions alone. Defaults to 4.
         score_thr (float): No prediction below is drawn, in [0, 1]. Defaults to 0.3.
         against (Sequence[str], optional): Config and checkpoint of another detector, a plain one say, whose
-            predictions stand beside. Defaults to None.
+            predictions on the same images stand beside. Defaults to None.
 
     Raises:
         TypeError: An argument is of the wrong type.
@@ -86,7 +86,7 @@ class RKANVisualizationHook(Hook):
             raise TypeError(f'against must be (config, checkpoint) or None, but got {against!r}')
         self.against = against
         self._initial: dict[str, nn.Module] = {}
-        self._baseline: list[tuple[nn.Module, Any]] = []
+        self._baseline: nn.Module | None = None
 
     def _model(self, runner: Any) -> nn.Module:
         return runner.model.module if is_model_wrapper(runner.model) else runner.model
@@ -104,13 +104,12 @@ class RKANVisualizationHook(Hook):
         if runner.iter == 0:
             self._initial = copy.deepcopy(kan_convs(model))
         if self.against:
-            from .launch import check_checkpoint, read_config
-            from .plot import build_pair
+            from .launch import read_config
+            from .speed import build_detector
 
             with _as_it_was(model):
-                check_checkpoint(self.against[1])
                 device = str(next(model.parameters()).device)
-                self._baseline = [build_pair(read_config(self.against[0]), self.against[1], device)]
+                self._baseline = build_detector(read_config(self.against[0]), self.against[1], device)
 
     def after_train_epoch(self, runner: Any) -> None:
         if self.by_epoch and self.every_n_epochs(runner, self.interval):
@@ -137,7 +136,8 @@ class RKANVisualizationHook(Hook):
                 pictures[name] = np.asarray(figure.canvas.buffer_rgba())[..., :3].copy()
                 plt.close(figure)
             if dataset is not None:
-                detectors = [*self._baseline, (model, dataset)]
+                models = [model] if self._baseline is None else [self._baseline, model]
+                detectors = [(m, dataset) for m in models]
                 pictures['predictions'] = draw_predictions(detectors, len(shown), self.score_thr)
         for name, picture in pictures.items():
             runner.visualizer.add_image(name.replace(' ', '_'), picture, step=step)

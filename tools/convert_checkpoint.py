@@ -8,10 +8,9 @@ import os
 from pathlib import Path
 
 import torch
-from mmengine.registry import MODELS, init_default_scope
 
 from rkan_mmdet.convert import from_authors, from_plain, to_authors
-from rkan_mmdet.launch import UserError, check_checkpoint, read_config, run_tool
+from rkan_mmdet.launch import UserError, build_model, check_checkpoint, read_config, run_tool
 
 
 def parse_args() -> argparse.Namespace:
@@ -34,8 +33,7 @@ def main() -> None:
     if args.dst.exists() and not (args.overwrite or args.dry_run):
         raise UserError(f'{args.dst} exists; name another file, or say --overwrite')
     cfg = read_config(args.config)
-    init_default_scope(cfg.get('default_scope', 'mmdet'))
-    model = MODELS.build(cfg.model if args.direction == 'from-plain' else cfg.model.backbone)
+    model = build_model(cfg, None if args.direction == 'from-plain' else cfg.model.backbone)
     try:
         if args.direction == 'from-authors':
             state = from_authors(

@@ -38,15 +38,16 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     cfg = read_config(CONFIG)
-    try:
-        data = make_shapes(cfg.data_root.rstrip('/'))
-    except FileExistsError as error:
-        raise UserError(str(error)) from error
     work_dir = args.work_dir
     if args.retrain and work_dir.exists():
         kept = work_dir.with_name(f'{work_dir.name}-until-{time.strftime("%Y%m%d-%H%M%S")}')
         work_dir.rename(kept)
         print(f'the former run is kept in {kept}')
+    work_dir.mkdir(parents=True, exist_ok=True)
+    try:
+        data = make_shapes(cfg.data_root.rstrip('/'))
+    except FileExistsError as error:
+        raise UserError(str(error)) from error
     epochs = args.epochs or cfg.train_cfg.max_epochs
     checkpoint = work_dir / f'epoch_{epochs}.pth'
     if checkpoint.exists():

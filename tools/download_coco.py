@@ -44,7 +44,10 @@ def parse_args() -> argparse.Namespace:
         '--parts', nargs='+', choices=list(ARCHIVES), default=list(ARCHIVES), help='only these (default: all)'
     )
     parser.add_argument('--url', default='http://images.cocodataset.org', help='a mirror (default: %(default)s)')
-    return parser.parse_args()
+    args = parser.parse_args()
+    if not args.url.startswith(('http://', 'https://')):
+        parser.error(f'--url must begin with http:// or https://, but got {args.url}')
+    return args
 
 
 def is_unpacked(archive: Archive, root: Path) -> bool:

@@ -35,7 +35,7 @@ AUTHORS = {
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('configs', nargs='*', type=Path, help="the rows (default: Mask R-CNN in the authors' recipe)")
-    parser.add_argument('--work-dirs', type=Path, default=Path('work_dirs'), help='holds one folder a config')
+    parser.add_argument('--work-dirs', type=Path, help='holds one folder a config (default: work_dirs)')
     parser.add_argument('--best', action='store_true', help='the best epoch for box and mask apart, not the last')
     parser.add_argument(
         '--fps', type=int, metavar='ROUNDS', help='measure speed as the authors: one 640x640 image, fp32 (theirs: 100)'
@@ -127,6 +127,9 @@ def main() -> None:
     args = parse_args()
     if args.fps is not None and args.fps < 1:
         raise UserError(f'--fps must be at least 1, but got {args.fps}')
+    if args.work_dirs is not None and not args.work_dirs.is_dir():
+        raise UserError(f'--work-dirs {args.work_dirs} is not a folder')
+    args.work_dirs = args.work_dirs or Path('work_dirs')
     if args.json and args.json.exists():
         raise UserError(f'--json {args.json} exists; name another file')
     configs = args.configs or sorted(CONFIGS.glob('mask-rcnn_*_fpn_authors-1x_coco.py'), key=lambda p: (len(p.stem), p))

@@ -21,6 +21,7 @@ shift
 python=${PYTHON:-python}
 runs=${WORK_DIRS:-work_dirs}
 gpus=${GPUS:-1}
+mkdir -p "$runs"
 chosen=() failed=()
 for config in "${configs[@]}"; do
     # shellcheck disable=SC2053 # ONLY is a pattern

@@ -55,7 +55,7 @@ CASES = {
         '--json': [('--json {text}', '{text} exists'), ('--json {text}/a.json', '{text}')],
         '--cfg-options': [('--cfg-options model.backbone.depth=19', 'depth')],
     }),
-    'convert_checkpoint.py': (dict(direction='from-plain', src='{checkpoint}', dst='{out}'), f'--config {DEMO}', {
+    'convert_checkpoint.py': (dict(direction='to-authors', src='{checkpoint}', dst='{out}'), f'--config {DEMO}', {
         'direction': [('sideways', "invalid choice: 'sideways'")],
         'src': [('none.pth', 'none.pth does not exist'), ('{text}', 'can not be read safely')],
         'dst': [('{text}', '{text} exists'), ('{text}/a.pth', '{text}')],
@@ -73,6 +73,7 @@ CASES = {
         '--what': [('--what neck', "invalid choice: 'neck'")],
         '--size': [('--size 0 64', '0'), ('--size 64', 'expected 2 arguments')],
         '--score-thr': [('--what detector --score-thr 2', '--score-thr'), ('--score-thr x', "'x'")],
+        '--int8': [('--int8 0', '--int8 must be at least 1'), ('--int8 x', "'x'")],
         '--opset': [('--opset 5', '--opset'), ('--opset x', "'x'")],
         '--cfg-options': [('--cfg-options model.backbone.depth=19', 'depth')],
     }),
@@ -237,10 +238,12 @@ def test_no_option_is_left_out(tool: str, monkeypatch: pytest.MonkeyPatch) -> No
     if tool == 'setup_env.py':  # takes environment variables, see test_setup_env
         return
     monkeypatch.setattr(argparse.ArgumentParser, 'parse_args', found)
-    path = ROOT / 'tools' / tool if tool.endswith('.py') else ROOT / f'{tool.replace(".", "/")}.py'
-    spec = importlib.util.spec_from_file_location(f'options_of_{tool.replace(".", "_")}', path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    if tool.endswith('.py'):
+        spec = importlib.util.spec_from_file_location(f'options_of_{tool[:-3]}', ROOT / 'tools' / tool)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    else:
+        module = importlib.import_module(tool)
     with pytest.raises(_FoundError) as stop:
         module.main()
     options = {action.option_strings[0] if action.option_strings else action.dest
