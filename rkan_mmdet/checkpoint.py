@@ -12,12 +12,15 @@ import types
 import zipfile
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlparse
 
 import numpy as np
 import torch
+from mmengine.dist import barrier, get_rank
 from mmengine.logging import HistoryBuffer
 from mmengine.optim.scheduler.param_scheduler import OneCycleParamScheduler
 from mmengine.runner import CheckpointLoader
+from mmengine.runner import checkpoint as mmengine_checkpoint
 
 _STATISTICS = ('min', 'max', 'current', 'mean')
 _ONE_CYCLE = object()  # stands in for the class, so that a file can not make one
@@ -66,12 +69,14 @@ def allow_checkpoint_globals() -> None:
 
     Called when :mod:`rkan_mmdet` is imported. ``torch.load(weights_only=True)`` comes to know what MMEngine writes
     besides tensors: the log history (``HistoryBuffer``), the numpy arrays in it, and the two curves of ``OneCycleLR``.
-    MMEngine's loader of local files becomes :func:`read_checkpoint`, since forks of MMEngine load with
+    MMEngine's loaders of local files and of addresses end in :func:`read_checkpoint`, since forks of MMEngine load with
     ``weights_only=False`` and torch before 2.6 does so unasked.
     """
     if _HAS_SAFE_LOAD:
         torch.serialization.add_safe_globals([(value, name) for name, value in _allowed().items()])
     CheckpointLoader.register_scheme(prefixes='', loader=load_from_local, force=True)
+    CheckpointLoader.register_scheme(prefixes=('http://', 'https://'), loader=load_from_http, force=True)
+    mmengine_checkpoint.load_from_http = load_from_http  # what it makes of torchvision:// goes there by this name
 
 
 class _Unpickler(pickle.Unpickler):
@@ -175,6 +180,19 @@ def _explain(path: str, error: Exception) -> CheckpointError:
 def load_from_local(filename: str, map_location: Any = None) -> Any:
     """MMEngine's loader of local files; see :func:`read_checkpoint`. MMEngine logs the end of its name."""
     return read_checkpoint(filename, map_location)
+
+
+def load_from_http(filename: str, map_location: Any = None, model_dir: str | None = None, **_: Any) -> Any:
+    """MMEngine's loader of addresses: fetched once, by one process, to where torch keeps them; then as a local file."""
+    path = Path(model_dir or Path(torch.hub.get_dir(), 'checkpoints'), Path(urlparse(filename).path).name)
+    if get_rank() == 0 and not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            torch.hub.download_url_to_file(filename, str(path), progress=sys.stderr.isatty())
+        except OSError as error:
+            raise CheckpointError(f'checkpoint {filename} can not be fetched: {error}') from error
+    barrier()
+    return read_checkpoint(path, map_location)
 
 
 def weights_of(checkpoint: Any, path: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:

@@ -26,7 +26,7 @@ from PIL import Image, UnidentifiedImageError
 from pycocotools import mask as mask_utils
 from torch import nn
 
-from .checkpoint import weights_of
+from .checkpoint import load_from_http, weights_of
 from .launch import UserError, build_model, check_checkpoint, check_config, load_exactly
 
 
@@ -64,11 +64,7 @@ def load_weights(model: nn.Module, path: str) -> dict[str, Any]:
     """
     weights = check_checkpoint(path)
     if weights is None:
-        try:
-            loaded = torch.hub.load_state_dict_from_url(path, map_location='cpu', weights_only=True)
-        except Exception as error:  # of the network, of the file
-            raise UserError(f'checkpoint {path} can not be fetched: {str(error).splitlines()[0]}') from error
-        weights = weights_of(loaded, path)
+        weights = weights_of(load_from_http(path, 'cpu'), path)
     load_exactly(model, weights[0], path)
     return weights[1]
 

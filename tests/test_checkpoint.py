@@ -5,6 +5,10 @@ import errno
 import os
 import pickle
 import random
+import threading
+from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, Callable
 
@@ -13,6 +17,7 @@ import pytest
 import torch
 from mmengine.logging import HistoryBuffer, MessageHub
 from mmengine.registry import PARAM_SCHEDULERS
+from mmengine.runner import load_checkpoint
 
 from rkan_mmdet import checkpoint as module
 from rkan_mmdet.checkpoint import (
@@ -25,6 +30,7 @@ from rkan_mmdet.checkpoint import (
     weights_of,
     write_whole,
 )
+from rkan_mmdet.detector import load_weights
 
 
 @pytest.fixture(params=['of this torch', 'for torch before 2.6'])
@@ -279,3 +285,32 @@ def test_a_full_disk_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.M
         assert (tmp_path / 'deep' / 'a').read_bytes() == b'first'
     write_whole(tmp_path / 'deep' / 'a', b'third')
     assert (tmp_path / 'deep' / 'a').read_bytes() == b'third'
+
+
+@pytest.fixture
+def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple]:
+    """A folder, and the address under which its files are served."""
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'hub'))
+    folder = tmp_path / 'served'
+    folder.mkdir()
+    handler = partial(SimpleHTTPRequestHandler, directory=str(folder))
+    server = ThreadingHTTPServer(('127.0.0.1', 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield folder, f'http://127.0.0.1:{server.server_port}'
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize('load', [load_checkpoint, load_weights], ids=['MMEngine', 'rkan_mmdet'])
+def test_an_address_is_read_as_a_file_is(load: Callable, served: tuple, tmp_path: Path) -> None:
+    folder, address = served
+    model = torch.nn.Linear(2, 1)
+    torch.save(dict(state_dict=torch.nn.Linear(2, 1).state_dict()), folder / 'good.pth')
+    load(model, f'{address}/good.pth')
+    assert torch.equal(model.weight, torch.load(folder / 'good.pth', weights_only=True)['state_dict']['weight'])
+    torch.save(dict(state_dict=Payload(os.system, f'touch {tmp_path}/touched')), folder / 'bad.pth')
+    with pytest.raises(UnsafeCheckpointError, match='system'):
+        load(model, f'{address}/bad.pth')
+    assert not (tmp_path / 'touched').exists()
+    with pytest.raises(CheckpointError, match=r'none\.pth can not be fetched: HTTP Error 404'):
+        load(model, f'{address}/none.pth')
