@@ -17,6 +17,13 @@ from typing import NamedTuple
 
 from .version import __version__
 
+# Import name: its distributions, upstream's first.
+_DISTRIBUTIONS = {
+    'mmengine': ('mmengine', 'onedl-mmengine'),
+    'mmcv': ('mmcv', 'onedl-mmcv', 'mmcv-lite', 'mmcv-full'),
+    'mmdet': ('mmdet', 'onedl-mmdetection'),
+}
+
 
 class Finding(NamedTuple):
     """One line of the report.
@@ -70,15 +77,29 @@ def _torch() -> str:
 
 
 def _setuptools() -> str:
+    if _installed('onedl-mmengine') and not _installed('mmengine'):
+        return f'{_installed("setuptools") or "none"} (this MMEngine needs none)'
     importlib.import_module('pkg_resources')
     return _installed('setuptools')
 
 
-def _package(module: str, *distributions: str) -> str:
+def _package(module: str) -> str:
     version = importlib.import_module(module).__version__
-    installed = _installed(*distributions) or f'{module} (no distribution)'
-    fork = '' if installed.startswith(f'{module} ') else ', a fork'
+    installed = _installed(*_DISTRIBUTIONS[module]) or f'{module} (no distribution)'
+    fork = ', a fork' if installed.startswith('onedl-') else ''
     return f'{version} ({installed}{fork})'
+
+
+def _twice() -> list[str]:
+    """Distributions that lie over each other, since they share an import name."""
+    there = [[name for name in names if _installed(name)] for names in _DISTRIBUTIONS.values()]
+    return [name for names in there if len(names) > 1 for name in names]
+
+
+def _one_of_each() -> str:
+    if _twice():
+        raise RuntimeError(f'{", ".join(_twice())} are installed, one over the other')
+    return 'MMEngine, MMCV and MMDetection are of one distribution each'
 
 
 def _mmcv_ops() -> str:
@@ -133,8 +154,15 @@ def examine() -> list[Finding]:
     Returns:
         list[Finding]: One line each.
     """
-    build = (
-        'pip install --no-build-isolation --no-binary mmcv "mmcv==2.1.0"  (after torch; or `make env` in a checkout)'
+    fork = bool(_installed('onedl-mmengine', 'onedl-mmcv', 'onedl-mmdetection'))
+    mmcv = 'onedl-mmcv' if fork else 'mmcv'
+    which = f'"{mmcv}=={"2.3.6" if fork else "2.1.0"}"'
+    build = f'pip install --no-build-isolation --no-binary {mmcv} {which}  (after torch; or `make env` in a checkout)'
+    engine = 'onedl-mmengine' if fork else 'mmengine==0.10.7'
+    detection = (
+        'pip install onedl-mmdetection'
+        if fork
+        else 'pip install "mmdet==3.3.0" "mmcv==2.1.0"  (mmdet 3.3.0 refuses mmcv 2.2)'
     )
     coco = 'pip install "pycocotools>=2.0.7"'
     return [
@@ -142,14 +170,11 @@ def examine() -> list[Finding]:
         _try('torch', _torch, 'pip install torch'),
         _try('numpy', lambda: importlib.import_module('numpy').__version__, 'pip install numpy'),
         _try('setuptools', _setuptools, 'pip install "setuptools<81"  (MMEngine imports pkg_resources, gone in 82)'),
-        _try('mmengine', lambda: _package('mmengine', 'mmengine', 'onedl-mmengine'), 'pip install "mmengine==0.10.7"'),
-        _try('mmcv', lambda: _package('mmcv', 'mmcv', 'onedl-mmcv', 'mmcv-lite'), build),
+        _try('one of each', _one_of_each, f'pip uninstall -y {" ".join(_twice())}  (then install one of them again)'),
+        _try('mmengine', lambda: _package('mmengine'), f'pip install "{engine}"'),
+        _try('mmcv', lambda: _package('mmcv'), build),
         _try('mmcv operators', _mmcv_ops, build),
-        _try(
-            'mmdet',
-            lambda: _package('mmdet', 'mmdet', 'onedl-mmdetection'),
-            'pip install "mmdet==3.3.0" "mmcv==2.1.0"  (mmdet 3.3.0 refuses mmcv 2.2)',
-        ),
+        _try('mmdet', lambda: _package('mmdet'), detection),
         _try('pycocotools', lambda: (importlib.import_module('pycocotools.mask'), _installed('pycocotools'))[1], coco),
         _try('registry', _registry, 'mend what is broken above; then `import rkan_mmdet` registers the backbones'),
         *(_backend(name) for name in ('eager', 'triton')),

@@ -3,9 +3,12 @@
 import json
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
+
+from rkan_mmdet import doctor
 
 ROOT = Path(__file__).parents[1]
 
@@ -26,7 +29,7 @@ def test_sound() -> None:
     assert report['sound']
     found = {finding['name']: finding['text'] for finding in report['findings']}
     assert 'agrees with the reference' in found['backend eager']
-    assert found['mmcv'].startswith('2.1.0 (mmcv 2.1.0)') or 'onedl' in found['mmcv']
+    assert found['mmcv'].startswith(('2.1.0 (mmcv 2.1.0)', '2.3.6 (onedl-mmcv 2.3.6, a fork)'))
 
 
 @pytest.mark.slow
@@ -62,3 +65,34 @@ def test_a_backend_that_differs_is_found() -> None:
     out = subprocess.run([sys.executable, '-W', 'ignore', '-c', code], capture_output=True, text=True, cwd=ROOT).stdout
     assert 'ok=False' in out
     assert 'differs from the reference' in out
+
+
+def versions(monkeypatch: pytest.MonkeyPatch, **installed: str) -> dict:
+    """What the doctor finds where these distributions are installed."""
+
+    def version(name: str) -> str:
+        if name.replace('-', '_') in installed:
+            return installed[name.replace('-', '_')]
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, 'version', version)
+    return {finding.name: finding for finding in doctor.examine()}
+
+
+def test_a_fork_and_its_mends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, 'pkg_resources', None)
+    monkeypatch.setitem(sys.modules, 'mmcv._ext', None)
+    found = versions(monkeypatch, onedl_mmengine='0.10.12', onedl_mmcv='2.3.6', onedl_mmdetection='3.5.1')
+    assert found['setuptools'] == ('setuptools', True, 'none (this MMEngine needs none)', '')
+    assert found['one of each'].ok
+    assert found['mmdet'].text.endswith('(onedl-mmdetection 3.5.1, a fork)')
+    assert 'onedl-mmcv==2.3.6' in found['mmcv operators'].mend
+
+
+def test_two_distributions_of_one_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    finding = versions(monkeypatch, mmengine='0.10.7', mmcv='2.1.0', mmdet='3.3.0', onedl_mmdetection='3.5.1')[
+        'one of each'
+    ]
+    assert not finding.ok
+    assert 'mmdet, onedl-mmdetection are installed' in finding.text
+    assert finding.mend.startswith('pip uninstall -y mmdet onedl-mmdetection')
