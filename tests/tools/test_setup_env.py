@@ -1,0 +1,50 @@
+"""The set-up's choices of stack and Python; what it installs is tested by everything else."""
+
+import importlib.util
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+spec = importlib.util.spec_from_file_location('setup_env', ROOT / 'tools' / 'setup_env.py')
+setup_env = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(setup_env)
+
+
+def test_a_stack_that_there_is_none_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(setup_env, 'STACK', 'torch99')
+    with pytest.raises(SystemExit, match=r"must be one of default, pretrain, .*, but got 'torch99'"):
+        setup_env.main()
+
+
+def test_the_python_that_a_stack_names(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    started = []
+    monkeypatch.setattr(os, 'execv', lambda *arguments: started.append(arguments) or sys.exit(0))
+    monkeypatch.setattr(Path, 'home', lambda: tmp_path)
+    monkeypatch.setenv('PATH', str(tmp_path), prepend=os.pathsep)
+    setup_env.use_python(None)
+    setup_env.use_python('{}.{}'.format(*sys.version_info))
+    assert started == []
+
+    wrong = tmp_path / 'python3.77'
+    wrong.write_text('#!/bin/sh\necho 3.76\n')
+    wrong.chmod(0o755)
+    with pytest.raises(SystemExit, match=r'needs Python 3\.77, and no python3\.77 was found'):
+        setup_env.use_python('3.77')
+
+    right = tmp_path / '.pyenv/versions/3.77.1/bin/python'
+    right.parent.mkdir(parents=True)
+    right.write_text('#!/bin/sh\necho 3.77\n')
+    right.chmod(0o755)
+    with pytest.raises(SystemExit):
+        setup_env.use_python('3.77')
+    assert started == [(str(right), [str(right), setup_env.__file__])]
+
+
+@pytest.mark.parametrize('stack', setup_env.STACKS)
+def test_stacks_are_pinned_and_named_in_the_docs(stack: str) -> None:
+    chosen = setup_env.STACKS[stack]
+    assert all('==' in package for package in (*chosen.torch, chosen.mmcv))
+    assert stack in (ROOT / 'docs/install.md').read_text() + (ROOT / 'docs/trust.md').read_text()
