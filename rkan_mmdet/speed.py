@@ -18,20 +18,18 @@ from mmengine.registry import init_default_scope
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from .backbones import fuse_paths
+from .backbones import ResidualPath, fuse_paths
 from .detector import load_weights
 from .launch import UserError, build_model
 
 
-def build_detector(cfg: Config, checkpoint: str | None = None, device: str = 'cpu', fuse: bool = False) -> nn.Module:
+def build_detector(cfg: Config, checkpoint: str | None = None, device: str = 'cpu') -> nn.Module:
     """The detector of a config in eval mode, from a checkpoint or else from random weights.
 
     Args:
         cfg (Config): The config.
         checkpoint (str, optional): A checkpoint of it. Defaults to None.
         device (str): Defaults to ``'cpu'``.
-        fuse (bool): Whether to fold batch norms into convolutions, on a CPU those of residual paths too.
-            Defaults to False.
 
     Returns:
         nn.Module: The detector.
@@ -44,9 +42,36 @@ def build_detector(cfg: Config, checkpoint: str | None = None, device: str = 'cp
     if checkpoint is not None:
         load_weights(model, checkpoint)
     model.eval()  # not chained: MMDetection's ResNet gives None
-    if fuse:
-        model = fuse_conv_bn(model if 'cuda' in device else fuse_paths(model))
     return model.to(device)
+
+
+def fuse(model: nn.Module) -> nn.Module:
+    """Fold batch norms into convolutions, on a CPU those of residual paths too; the model is changed."""
+    return fuse_conv_bn(model if next(model.parameters()).is_cuda else fuse_paths(model))
+
+
+def share_weights(model: nn.Module, plain: nn.Module) -> bool:
+    """Give a detector the weights of another that differs in residual paths, and the paths nothing to add.
+
+    So both find the same objects, whose further treatment takes time too.
+
+    Args:
+        model (nn.Module): The detector that is changed, in its weights alone.
+        plain (nn.Module): The other; its paths, if there are any, are zeroed too.
+
+    Returns:
+        bool: False when they differ in more than paths, or a path can not be zeroed: they may find other objects.
+    """
+    ours, theirs = ({k: v for k, v in m.state_dict().items() if '.rkan.' not in k} for m in (model, plain))
+    if {k: v.shape for k, v in ours.items()} != {k: v.shape for k, v in theirs.items()}:
+        return False
+    try:
+        for path in (module for m in (model, plain) for module in m.modules() if isinstance(module, ResidualPath)):
+            path.zero_()
+    except ValueError:
+        return False
+    model.load_state_dict(theirs, strict=False)
+    return True
 
 
 def random_batch(size: tuple[int, int], batch_size: int) -> dict[str, list]:

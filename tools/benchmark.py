@@ -12,21 +12,24 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from mmengine.config import Config
 from rich.progress import Progress, TimeRemainingColumn
 from torch import nn
 
 from rkan_mmdet.detector import choose_device
-from rkan_mmdet.launch import UserError, add_cfg_options, check_checkpoint, check_config, read_config, run_tool
+from rkan_mmdet.launch import UserError, add_cfg_options, check_config, read_config, run_tool
 from rkan_mmdet.speed import (
     build_detector,
     count_multiply_adds,
     count_parameters,
     dataset_batches,
+    fuse,
     peak_memory,
     predict,
     quartiles,
     random_annotated_batch,
     random_batch,
+    share_weights,
     time_in_turn,
     train_backbone,
     train_step,
@@ -63,34 +66,37 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
-def make_runs(args: argparse.Namespace) -> dict[str, tuple]:
-    """Each model's name with its module and a function that runs it on the batch of a round."""
-    runs = {}
+def make_models(args: argparse.Namespace) -> dict[str, tuple[Config, nn.Module]]:
+    """Each detector by its name, with its config."""
+    models = {}
     for path, checkpoint in ((args.config, args.checkpoint), (args.against, args.against_checkpoint)):
         if path is None:
             continue
-        if checkpoint is not None:
-            check_checkpoint(checkpoint)
         cfg = read_config(path, args.cfg_options)
         check_config(cfg, ('test_dataloader',) if args.dataset else (), loads_weights=False)
-        model = build_detector(cfg, checkpoint, args.device, args.fuse)
-        if args.dataset:
-            batches = dataset_batches(cfg, min(args.rounds, 50) * args.batch_size, args.batch_size)
-        elif args.train:
-            batches = [random_annotated_batch(model, tuple(args.size), args.batch_size)]
-            model.train()
-        else:
-            batches = [random_batch(tuple(args.size), args.batch_size)]
-        function = train_step if args.train else predict
-        if args.backbone:
-            with torch.no_grad():
-                batches = [model.data_preprocessor(batch)['inputs'] for batch in batches]
-            model = model.backbone
-            function = train_backbone if args.train else torch.no_grad()(lambda backbone, inputs: backbone(inputs))
-        run = partial(run_round, function, model, batches)
         name = Path(path).stem
-        runs[name if name not in runs else f'{name} (2)'] = (model, run)
-    return runs
+        models[name if name not in models else f'{name} (2)'] = (cfg, build_detector(cfg, checkpoint, args.device))
+    return models
+
+
+def make_run(args: argparse.Namespace, cfg: Config, model: nn.Module) -> tuple[nn.Module, Callable]:
+    """What is timed, and a function that runs it on the batch of a round."""
+    if args.fuse:
+        model = fuse(model)
+    if args.dataset:
+        batches = dataset_batches(cfg, min(args.rounds, 50) * args.batch_size, args.batch_size)
+    elif args.train:
+        batches = [random_annotated_batch(model, tuple(args.size), args.batch_size)]
+        model.train()
+    else:
+        batches = [random_batch(tuple(args.size), args.batch_size)]
+    function = train_step if args.train else predict
+    if args.backbone:
+        with torch.no_grad():
+            batches = [model.data_preprocessor(batch)['inputs'] for batch in batches]
+        model = model.backbone
+        function = train_backbone if args.train else torch.no_grad()(lambda backbone, inputs: backbone(inputs))
+    return model, partial(run_round, function, model, batches)
 
 
 def run_round(function: Callable, model: nn.Module, batches: list, i: int) -> None:
@@ -102,7 +108,11 @@ def main() -> None:
     if args.against_checkpoint and not args.against:
         raise UserError('--against-checkpoint needs --against')
     args.device = choose_device(args.device)
-    runs = make_runs(args)
+    models = make_models(args)
+    shared = None
+    if len(models) == 2 and args.checkpoint is None and args.against_checkpoint is None:
+        shared = share_weights(*(model for _, model in models.values()))
+    runs = {name: make_run(args, *pair) for name, pair in models.items()}
     cuda = args.device.startswith('cuda')
     with Progress(*Progress.get_default_columns()[:3], TimeRemainingColumn(), transient=True) as progress:
         task = progress.add_task('timing', total=args.rounds + args.warmup)
@@ -137,7 +147,9 @@ def main() -> None:
         low, median, high = quartiles(ratios)
         result['speed_ratio'] = dict(median=median, quartiles=[low, high])
         first, second = runs
-        if None in (args.checkpoint, args.against_checkpoint) and not (args.backbone or args.train):
+        if shared:
+            print('Both have the same random weights, and paths that add nothing: they find the same.')
+        elif None in (args.checkpoint, args.against_checkpoint) and not (args.backbone or args.train):
             print(
                 'With random weights the two make different numbers of detections, which cost time: name checkpoints.'
             )

@@ -209,30 +209,34 @@ class ResidualPath(BaseModule):
                 nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=False), _build_norm(norm_cfg, out_channels)
             )
         self.aggregation = _build_aggregation(aggregation, out_channels)
-        if zero_init and isinstance(self.aggregation, Gating):
+        if zero_init:
+            self.zero_()
+
+    def zero_(self) -> None:
+        """Zero the last norms: the path gives 0, and the stage is the plain one.
+
+        Raises:
+            ValueError: It can not be, by the path's aggregation or norms.
+        """
+        if isinstance(self.aggregation, Gating):
             raise ValueError(
                 "zero_init must be False with aggregation 'gating', but got True: a path of zeros still scales the "
                 "stage's output by sigmoid(bias)"
             )
-        if zero_init and any(norm.weight is None for norm in self._last_norms()):
-            raise ValueError(f'zero_init needs norms with a weight, but got norm_cfg={norm_cfg!r}')
-        self._reset_zero_init()
-
-    def _last_norms(self) -> list[nn.Module]:
-        return [self.norm2] if self.shortcut is None else [self.norm2, self.shortcut[1]]
-
-    def _reset_zero_init(self) -> None:
-        if self.zero_init:
-            for norm in self._last_norms():
-                nn.init.zeros_(norm.weight)
-                nn.init.zeros_(norm.bias)
+        norms = [self.norm2] if self.shortcut is None else [self.norm2, self.shortcut[1]]
+        if any(norm.weight is None for norm in norms):
+            raise ValueError(f'zero_init needs norms with a weight, but got {self.norm2}')
+        for norm in norms:
+            nn.init.zeros_(norm.weight)
+            nn.init.zeros_(norm.bias)
 
     def init_weights(self) -> None:
         """Restore the path's own initialisation, which a backbone's ``init_cfg`` for all convolutions overwrites."""
         for module in self.modules():
             if module is not self and hasattr(module, 'reset_parameters'):
                 module.reset_parameters()
-        self._reset_zero_init()
+        if self.zero_init:
+            self.zero_()
         self._is_init = True
 
     def train(self, mode: bool = True) -> ResidualPath:

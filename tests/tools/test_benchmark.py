@@ -8,8 +8,17 @@ from pathlib import Path
 import pytest
 import torch
 
+from rkan_mmdet.launch import read_config
 from rkan_mmdet.ops import KANConv2d
-from rkan_mmdet.speed import count_multiply_adds, peak_memory, time_in_turn
+from rkan_mmdet.speed import (
+    build_detector,
+    count_multiply_adds,
+    peak_memory,
+    predict,
+    random_batch,
+    share_weights,
+    time_in_turn,
+)
 
 ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / 'configs' / 'demo' / 'mask-rcnn_rkan-r18_fpn_shapes.py'
@@ -42,6 +51,24 @@ def test_functions_are_called_in_turn() -> None:
     assert [len(s) for s in seconds.values()] == [2, 2]
 
 
+def test_two_with_the_same_weights_find_the_same() -> None:
+    cfg = read_config(str(CONFIG), {'model.test_cfg.rcnn.score_thr': 0.0})
+    model = build_detector(cfg)
+    for options, shared in (([False] * 4, True), ([False, True, True, False], True), (dict(depth=34), False)):
+        change = options if isinstance(options, dict) else dict(stage_with_rkan=options)
+        cfg.model.backbone.update(change)
+        other = build_detector(cfg)
+        assert share_weights(model, other) is shared
+    cfg.model.backbone.update(depth=18, stage_with_rkan=[False] * 4)
+    plain, batch = build_detector(cfg), random_batch((96, 128), 1)
+    assert share_weights(model, plain)
+    ours, theirs = (predict(m, batch)[0].pred_instances for m in (model, plain))
+    assert len(ours) == len(theirs) > 0
+    torch.testing.assert_close(ours.bboxes, theirs.bboxes)
+    cfg.model.backbone.update(stage_with_rkan=[False] * 3 + [True], rkan=dict(aggregation='gating'))
+    assert not share_weights(build_detector(cfg), plain)
+
+
 def run(*arguments: str) -> subprocess.CompletedProcess:
     return subprocess.run(
         [sys.executable, str(ROOT / 'tools' / 'benchmark.py'), *map(str, arguments)], capture_output=True, text=True
@@ -64,6 +91,7 @@ def test_two_detectors(tmp_path: Path) -> None:
     assert ours['fps'] == pytest.approx(2e3 / ours['ms']['median'])
     assert 0.2 < result['speed_ratio']['median'] < 2
     assert 'of the speed of plain' in done.stdout
+    assert 'they find the same' in done.stdout
 
     assert 'exists' in run(CONFIG, *options, '--json', out).stderr
     backbone = run(CONFIG, *options, '--backbone', '--fuse')
