@@ -61,6 +61,14 @@ class _Reseeding:
         self.count += 1
         return next(self.batches)
 
+    def skip_iter(self, num_iters: int) -> None:
+        """What MMEngine's fork calls where upstream runs through the batches that it has had.
+
+        The fork would move the sampler alone, and its workers would then draw other augmentations.
+        """
+        for _ in range(num_iters):
+            next(self)
+
 
 @HOOKS.register_module()
 class ReseedHook(Hook):
