@@ -11,6 +11,7 @@ import pytest
 from rkan_mmdet import doctor
 
 ROOT = Path(__file__).parents[1]
+FORK = bool(doctor._installed('onedl-mmengine'))
 
 
 def run(*arguments: str, broken: str = '') -> subprocess.CompletedProcess:
@@ -37,10 +38,15 @@ def test_sound() -> None:
     ('broken', 'name', 'mend'),
     [
         ('torch', 'torch', 'pip install torch'),
-        ('pkg_resources', 'setuptools', 'setuptools<81'),
-        ('mmengine', 'mmengine', 'mmengine==0.10.7'),
+        pytest.param(
+            'pkg_resources',
+            'setuptools',
+            'setuptools<81',
+            marks=pytest.mark.skipif(FORK, reason="MMEngine's fork does not import pkg_resources"),
+        ),
+        ('mmengine', 'mmengine', 'onedl-mmengine' if FORK else 'mmengine==0.10.7'),
         ('mmcv._ext', 'mmcv operators', '--no-build-isolation'),
-        ('mmdet', 'mmdet', 'mmdet==3.3.0'),
+        ('mmdet', 'mmdet', 'onedl-mmdetection' if FORK else 'mmdet==3.3.0'),
         ('pycocotools.mask', 'pycocotools', 'pycocotools>=2.0.7'),
         ('numpy', 'numpy', 'pip install numpy'),
     ],

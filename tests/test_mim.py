@@ -48,6 +48,7 @@ def call(mim: Path, folder: Path, *arguments: str) -> str:
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(sys.version_info >= (3, 12), reason='openmim pins setuptools 60, which fails on Python 3.12')
 def test_mim(mim: Path, shapes_root: str, tmp_path: Path) -> None:
     assert 'mask-rcnn_rkan-r50_fpn_1x_coco' in call(mim, tmp_path, 'search', 'rkan_mmdet')
     call(
