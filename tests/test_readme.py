@@ -82,7 +82,7 @@ def test_see_and_deploy(folder: Path, shapes_root: str) -> None:
 TINY = (
     'model.backbone.init_cfg=None train_cfg.max_epochs=1 train_dataloader.num_workers=0 '
     'train_dataloader.persistent_workers=False test_dataloader.dataset.pipeline.1.scale="(96,96)" '
-    'val_dataloader.dataset.pipeline.1.scale="(96,96)" '
+    'val_dataloader.dataset.pipeline.1.scale="(96,96)" model.test_cfg.rcnn.score_thr=0 '
 )
 
 
