@@ -258,7 +258,8 @@ def main() -> None:
                 'Install the venv module (Debian: apt-get install -y python3-venv) and run the same command again.',
             )
         stack = STACKS[STACK]
-        pip(['install', SETUPTOOLS, 'wheel', 'ninja', 'packaging'], 'installing build tools')
+        newer = ['pip>=24'] if stack.python else []  # that of an old Python looks for versions that fit for an hour
+        pip(['install', SETUPTOOLS, 'wheel', 'ninja', 'packaging', *newer], 'installing build tools')
         install_torch()
         install_mmcv()
         rest = [*stack.rest, stack.setuptools, '-e', f'.[{stack.extra}]']
