@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _codecs
 import _compat_pickle
 import contextlib
 import os
@@ -10,6 +11,7 @@ import re
 import sys
 import types
 import zipfile
+from collections import Counter
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
@@ -21,6 +23,11 @@ from mmengine.logging import HistoryBuffer
 from mmengine.optim.scheduler.param_scheduler import OneCycleParamScheduler
 from mmengine.runner import CheckpointLoader
 from mmengine.runner import checkpoint as mmengine_checkpoint
+
+try:
+    from numpy._core import multiarray
+except ImportError:  # numpy below 1.26
+    from numpy.core import multiarray
 
 _STATISTICS = ('min', 'max', 'current', 'mean')
 _ONE_CYCLE = object()  # stands in for the class, so that a file can not make one
@@ -51,9 +58,8 @@ def _guarded_getattr(owner: object, name: str) -> object:
 
 def _allowed() -> dict[str, Any]:
     """What MMEngine's checkpoints need besides tensors, by the name in the file."""
-    multiarray = getattr(np, '_core', None) or np.core  # numpy 2, numpy 1
     dtypes = {type(np.dtype(kind)) for kind in ('f8', 'f4', 'f2', 'i8', 'i4', 'i2', 'i1', 'u8', 'u4', 'u2', 'u1', '?')}
-    functions = (multiarray.multiarray._reconstruct, multiarray.multiarray.scalar)
+    functions = (multiarray._reconstruct, multiarray.scalar)
     classes = (HistoryBuffer, np.ndarray, np.dtype, *dtypes)
     return {
         **{f'{cls.__module__}.{cls.__qualname__}': cls for cls in classes},
@@ -79,6 +85,16 @@ def allow_checkpoint_globals() -> None:
     mmengine_checkpoint.load_from_http = load_from_http  # what it makes of torchvision:// goes there by this name
 
 
+# What torch's own list has had since 2.6; the first is how bytes are written, as in numpy's arrays.
+_PLAIN = {
+    '_codecs.encode': _codecs.encode,
+    'collections.Counter': Counter,
+    'builtins.bytearray': bytearray,
+    'builtins.complex': complex,
+    'builtins.set': set,
+}
+
+
 class _Unpickler(pickle.Unpickler):
     """For torch before 2.6: Python's own, which finds what is allowed and nothing else."""
 
@@ -87,7 +103,7 @@ class _Unpickler(pickle.Unpickler):
         module, name = _compat_pickle.NAME_MAPPING.get(
             (module, name), (_compat_pickle.IMPORT_MAPPING.get(module, module), name)
         )
-        known = {**torch._weights_only_unpickler._get_allowed_globals(), **_allowed()}
+        known = {**torch._weights_only_unpickler._get_allowed_globals(), **_PLAIN, **_allowed()}
         if f'{module}.{name}' not in known:
             raise pickle.UnpicklingError(f'refused: GLOBAL {module}.{name}')
         return known[f'{module}.{name}']

@@ -27,6 +27,10 @@ SUPPORTED = (
 )
 
 
+if not hasattr(torch.library, 'custom_op'):
+    raise ImportError(f'rkan_mmdet.deploy needs torch >= 2.4, but this is {torch.__version__}')
+
+
 @torch.library.custom_op('rkan_mmdet::nms', mutates_args=())
 def nms_op(boxes: Tensor, scores: Tensor, iou_threshold: float, max_output: int) -> Tensor:
     """Indices of what is kept, best first; what scores 0 or less never is. ONNX: ``NonMaxSuppression``."""

@@ -72,6 +72,8 @@ def parse_args() -> argparse.Namespace:
 
 def load(args: argparse.Namespace) -> tuple[Config, nn.Module, bool]:
     """Config and detector, and whether the test set is there."""
+    if not hasattr(torch.library, 'custom_op'):
+        raise UserError(f'export needs torch >= 2.4, but this is {torch.__version__}')
     for name in ('onnx', 'onnxscript', 'onnxruntime'):
         if importlib.util.find_spec(name) is None:
             raise UserError(f'{name} is not installed: `pip install onnx onnxscript onnxruntime`')

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from rkan_mmdet.ops import KANConv2d
-from rkan_mmdet.ops.eager import Spec, depthwise, expand, fold, is_exporting, join, sum_planes
+from rkan_mmdet.ops.eager import Spec, depthwise, expand, fold, is_compiling, is_exporting, join, sum_planes
 
 from .residual_path import ResidualPath
 
@@ -55,7 +55,7 @@ class FusedKANConv2d(nn.Module):
         dtype = torch.float32 if x.dtype in (torch.float16, torch.bfloat16) else x.dtype
         weight, bias = self.weight.to(dtype), self.bias.to(dtype)
         with torch.autocast(x.device.type, enabled=False):
-            if is_exporting() or torch.compiler.is_compiling() or (torch.is_grad_enabled() and x.requires_grad):
+            if is_exporting() or is_compiling() or (torch.is_grad_enabled() and x.requires_grad):
                 return depthwise(x, weight, bias, self.spec).to(x.dtype)
             with torch.no_grad():
                 return sum_planes(x, weight, bias, self.spec)

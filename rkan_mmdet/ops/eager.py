@@ -202,6 +202,12 @@ def is_exporting() -> bool:
     return torch.jit.is_tracing() or (exporting is not None and exporting())
 
 
+def is_compiling() -> bool:
+    """Whether torch.compile looks on."""
+    compiling = getattr(torch.compiler, 'is_compiling', None)  # since torch 2.3
+    return compiling is not None and compiling()
+
+
 def depthwise(x: Tensor, weights: Tensor, bias: Tensor | None, spec: Spec) -> Tensor:
     """:func:`sum_planes` as plain convolutions: what other runtimes have fast, and what autograd knows."""
     x = x.to(weights.dtype)
@@ -320,7 +326,7 @@ def kan_conv2d_eager(
         channels = int(x.shape[1])
         bias = None if constant is None else constant[:, None].expand(-1, channels)
         return depthwise(x, expand(join(linear, functions), channels), bias, spec)
-    if torch.compiler.is_compiling():
+    if is_compiling():
         y = shifted(x, linear, functions, spec)
         return y if constant is None else y + constant.repeat_interleave(x.shape[1])[:, None, None]
     return _PlanesConv2d.apply(x, linear, functions, constant, spec)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from rkan_mmdet.checks import check_choice, check_int, check_pair
 
 from .bases import Basis, build_basis
-from .eager import MAX_MONOMIAL_DEGREE, is_monomial, kan_conv2d_eager
+from .eager import MAX_MONOMIAL_DEGREE, is_compiling, is_monomial, kan_conv2d_eager
 from .reference import kan_conv2d_reference
 
 logger = logging.getLogger('rkan_mmdet')
@@ -74,7 +74,7 @@ def _choose(backend: str, normalization: str, basis: Basis, x: Tensor | None) ->
         reason = 'x is not on a GPU' if interpreted else can_run(candidate, normalization, basis, x)
         if not reason:
             return candidate
-        if not torch.compiler.is_compiling():  # which can not trace a logger
+        if not is_compiling():  # which can not trace a logger
             logger.debug('passed over: %s', reason)
     raise AssertionError('the reference runs everything')
 

@@ -1,5 +1,7 @@
 """The data check: each way to break a sound set is found, with the line that mends it; sound sets pass."""
 
+from __future__ import annotations
+
 import copy
 import json
 import random

@@ -1,5 +1,7 @@
 """The export tool: what it writes is run, compared and scored; what it refuses is one line."""
 
+from __future__ import annotations
+
 import importlib.util
 import json
 import sys
