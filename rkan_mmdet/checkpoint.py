@@ -5,6 +5,7 @@ from __future__ import annotations
 import _codecs
 import _compat_pickle
 import contextlib
+import json
 import os
 import pickle
 import re
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
+import mmengine
 import numpy as np
 import torch
 from mmengine.dist import barrier, get_rank
@@ -82,7 +84,8 @@ def allow_checkpoint_globals() -> None:
         torch.serialization.add_safe_globals([(value, name) for name, value in _allowed().items()])
     CheckpointLoader.register_scheme(prefixes='', loader=load_from_local, force=True)
     CheckpointLoader.register_scheme(prefixes=('http://', 'https://'), loader=load_from_http, force=True)
-    mmengine_checkpoint.load_from_http = load_from_http  # what it makes of torchvision:// goes there by this name
+    CheckpointLoader.register_scheme(('modelzoo://', 'torchvision://'), loader=load_from_torchvision, force=True)
+    mmengine_checkpoint.load_from_http = load_from_http  # its other loaders of addresses call it by this name
 
 
 # What torch's own list has had since 2.6; the first is how bytes are written, as in numpy's arrays.
@@ -209,6 +212,19 @@ def load_from_http(filename: str, map_location: Any = None, model_dir: str | Non
             raise CheckpointError(f'checkpoint {filename} can not be fetched: {error}') from error
     barrier()
     return read_checkpoint(path, map_location)
+
+
+def torchvision_addresses() -> dict[str, str]:
+    """The addresses of torchvision's weights by name, which MMEngine ships."""
+    return json.loads(Path(mmengine.__path__[0], 'hub', 'torchvision_0.12.json').read_text())
+
+
+def load_from_torchvision(filename: str, map_location: Any = None) -> Any:
+    """MMEngine's loader of ``torchvision://NAME``, without torchvision where MMEngine knows the address."""
+    address = torchvision_addresses().get(filename.partition('://')[2])
+    if address is None:
+        return mmengine_checkpoint.load_from_torchvision(filename, map_location)
+    return load_from_http(address, map_location)
 
 
 def weights_of(checkpoint: Any, path: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:

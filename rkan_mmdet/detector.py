@@ -26,7 +26,6 @@ from PIL import Image, UnidentifiedImageError
 from pycocotools import mask as mask_utils
 from torch import nn
 
-from .checkpoint import load_from_http, weights_of
 from .launch import UserError, build_model, check_checkpoint, check_config, load_exactly
 
 
@@ -62,11 +61,9 @@ def load_weights(model: nn.Module, path: str) -> dict[str, Any]:
         CheckpointError: The file can not be read without running code of it.
         UserError: It is not there, or not this detector's.
     """
-    weights = check_checkpoint(path)
-    if weights is None:
-        weights = weights_of(load_from_http(path, 'cpu'), path)
-    load_exactly(model, weights[0], path)
-    return weights[1]
+    state, meta = check_checkpoint(path)
+    load_exactly(model, state, path)
+    return meta
 
 
 def _first_dataset(cfg: Config) -> Any:
@@ -89,6 +86,21 @@ def _check_classes(model: nn.Module, classes: Any, source: str) -> tuple[str, ..
         if not own and heads != len(classes):
             raise UserError(f'{source} names {len(classes)} classes, but {name} of the detector has {heads}')
     return tuple(classes)
+
+
+def colours_of(metainfo: dict[str, Any], classes: Sequence[str]) -> Any:
+    """A colour for each class: the data set's where it has enough, else ``'random'``."""
+    palette = metainfo.get('palette') or []
+    enough = not isinstance(palette, str) and len(palette) >= len(classes)
+    return [tuple(colour) for colour in palette] if enough else 'random'
+
+
+def to_bgr(image: np.ndarray) -> np.ndarray:
+    """What a pipeline's loader gives as a picture to draw on: BGR, (H, W, 3) of uint8."""
+    picture = np.clip(image, 0, 255).astype(np.uint8)
+    if picture.ndim == 2 or picture.shape[2] == 1:
+        picture = cv2.cvtColor(picture, cv2.COLOR_GRAY2BGR)
+    return np.ascontiguousarray(picture[..., :3])
 
 
 class Detector:
@@ -116,7 +128,7 @@ class Detector:
 
     def __init__(self, cfg: Config, checkpoint: str, device: str = 'cpu') -> None:
         check_config(cfg, (), loads_weights=False)
-        init_default_scope(cfg.get('default_scope', 'mmdet'))
+        init_default_scope(cfg.get('default_scope') or 'mmdet')
         dataset = _first_dataset(cfg)
         model = build_model(cfg)
         if not isinstance(model, BaseDetector):
@@ -137,12 +149,9 @@ class Detector:
             raise UserError(f'the test pipeline must begin with LoadImageFromFile, not {type(steps[0]).__name__}')
         self._loader = steps[0]
         self._steps = Compose([step for step in steps[1:] if not type(step).__name__.endswith('LoadAnnotations')])
-        palette = dataset.metainfo.get('palette') or []
-        enough = not isinstance(palette, str) and len(palette) >= len(self.classes)
         self._visualizer = DetLocalVisualizer(name='predict')
-        self._visualizer.dataset_meta = dict(
-            classes=self.classes, palette=[tuple(colour) for colour in palette] if enough else 'random'
-        )
+        palette = colours_of(dataset.metainfo, self.classes)
+        self._visualizer.dataset_meta = dict(classes=self.classes, palette=palette)
 
     def read(self, path: str | Path) -> np.ndarray:
         """Read an image as the test pipeline does.
@@ -223,10 +232,7 @@ class Detector:
         Returns:
             ndarray: BGR, (H, W, 3) of uint8.
         """
-        picture = np.clip(image, 0, 255).astype(np.uint8)
-        if picture.ndim == 2 or picture.shape[2] == 1:
-            picture = cv2.cvtColor(picture, cv2.COLOR_GRAY2BGR)
-        picture = np.ascontiguousarray(picture[..., :3])
+        picture = to_bgr(image)
         kept = instances[instances.scores >= score_thr]
         if not len(kept):
             return picture

@@ -157,12 +157,13 @@ def examine() -> list[Finding]:
     fork = bool(_installed('onedl-mmengine', 'onedl-mmcv', 'onedl-mmdetection'))
     mmcv = 'onedl-mmcv' if fork else 'mmcv'
     which = f'"{mmcv}=={"2.3.6" if fork else "2.1.0"}"'
-    build = f'pip install --no-build-isolation --no-binary {mmcv} {which}  (after torch; or `make env` in a checkout)'
+    again = '--force-reinstall --no-deps --no-cache-dir --no-build-isolation'
+    build = f'pip install {again} --no-binary {mmcv} {which}  (after torch; or `make env` in a checkout)'
     engine = 'onedl-mmengine' if fork else 'mmengine==0.10.7'
     detection = (
         'pip install onedl-mmdetection'
         if fork
-        else 'pip install "mmdet==3.3.0" "mmcv==2.1.0"  (mmdet 3.3.0 refuses mmcv 2.2)'
+        else 'pip install "mmdet==3.3.0"  (it refuses mmcv 2.2: with that, mmcv is to be mended)'
     )
     coco = 'pip install "pycocotools>=2.0.7"'
     return [

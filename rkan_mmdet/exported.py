@@ -182,7 +182,7 @@ def pipeline_size(cfg: Config) -> tuple[int, int]:
 
 def load_test_set(cfg: Config) -> Any:
     """The test set of a config, image by image."""
-    init_default_scope(cfg.get('default_scope', 'mmdet'))
+    init_default_scope(cfg.get('default_scope') or 'mmdet')
     return Runner.build_dataloader(dict(cfg.test_dataloader, batch_size=1))
 
 

@@ -18,7 +18,15 @@ from typing import Any
 import torch
 from mmengine.config import Config, ConfigDict, DictAction
 
-from .checkpoint import CheckpointError, find_training_state, read_checkpoint, read_training_state, weights_of
+from .checkpoint import (
+    CheckpointError,
+    find_training_state,
+    load_from_http,
+    read_checkpoint,
+    read_training_state,
+    torchvision_addresses,
+    weights_of,
+)
 from .data.guard import DataError, guard
 from .data.quick_check import check_coco
 
@@ -158,6 +166,8 @@ def check_config(cfg: Config, loaders: tuple[str, ...], loads_weights: bool) -> 
         if isinstance(source, str):
             _check_weights(source)
     for name in loaders:
+        if name.startswith('test') and not cfg.get(name):
+            raise UserError(f'the config has no {name}, which says what images there are')
         for part in _parts((cfg.get(name) or {}).get('dataset')):
             _check_data(part, name)
     evaluators = [f'{name.split("_")[0]}_evaluator' for name in loaders if not name.startswith('train')]
@@ -173,9 +183,10 @@ def _data_help(path: str | Path) -> str:
 
 
 def _check_weights(source: str) -> None:
-    if source.startswith('torchvision://') and importlib.util.find_spec('torchvision') is None:
+    known = source.partition('://')[2] in torchvision_addresses()
+    if source.startswith('torchvision://') and not known and importlib.util.find_spec('torchvision') is None:
         raise UserError(
-            f'pretrained weights {source} need torchvision, which is not installed: `pip install torchvision`, or name '
+            f'pretrained weights {source} need torchvision, which is not installed; install it, or name '
             'a local file with --cfg-options model.backbone.init_cfg.checkpoint=FILE, or start from scratch with '
             '--cfg-options model.backbone.init_cfg=None'
         )
@@ -222,21 +233,21 @@ def _classes(dataset: ConfigDict, kind: Any) -> list[str] | None:
     return list(classes) if isinstance(classes, (tuple, list)) else None  # a string is a file of names
 
 
-def check_checkpoint(path: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
+def check_checkpoint(path: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """Refuse a checkpoint that is not there, is torn, asks for code, or holds no weights.
 
     Args:
-        path (str): A file, or an address, which is not looked at.
+        path (str): A file, or an address.
 
     Returns:
-        tuple or None: The state dict and ``meta``; None of an address.
+        tuple: The state dict and ``meta``.
 
     Raises:
         UserError: ``path`` is neither a file nor an address.
-        CheckpointError: The file can not be used.
+        CheckpointError: It can not be fetched, or not be used.
     """
-    if '://' in path:
-        return None
+    if path.startswith(('http://', 'https://')):
+        return weights_of(load_from_http(path, 'cpu'), path)
     _check_exists(path)
     return weights_of(read_checkpoint(path), path)
 
@@ -272,7 +283,7 @@ def prepare_training(cfg: Config, resume: str | None = None) -> None:
     elif cfg.get('resume') and '://' not in cfg.load_from:
         _check_exists(cfg.load_from)
         state = read_training_state(cfg.load_from)
-    if cfg.get('load_from') and not cfg.get('resume'):
+    if cfg.get('load_from') and not cfg.get('resume') and '://' not in cfg.load_from:
         check_checkpoint(cfg.load_from)
     if state is not None and (cfg.get('randomness') or {}).get('seed') is None:
         # the loader takes its seed before MMEngine reads the checkpoint's

@@ -106,6 +106,17 @@ def build_pair(cfg: Config, checkpoint: str, device: str = 'cpu') -> tuple[Any, 
     return build_detector(cfg, checkpoint, device), DATASETS.build(cfg.test_dataloader.dataset)
 
 
+def _steps(dataset: Any) -> list[Any]:
+    """The steps of a data set's pipeline, through its wrappers."""
+    while not hasattr(dataset, 'pipeline'):
+        dataset = dataset.datasets[0] if hasattr(dataset, 'datasets') else dataset.dataset
+    return dataset.pipeline.transforms
+
+
+def _first_resize(names: list[str]) -> int:
+    return next((i for i, name in enumerate(names) if 'Resize' in name), len(names))
+
+
 def draw_predictions(
     detectors: Sequence[tuple[Any, Any]], count: int = 6, score_thr: float = 0.5, scale: float = 2.0
 ) -> np.ndarray:
@@ -115,22 +126,28 @@ def draw_predictions(
         detectors (Sequence[tuple]): Of each detector the model, in eval mode, and its data set; from left to right.
         count (int): How many images. Defaults to 6.
         score_thr (float): Predictions below are not drawn. Defaults to 0.5.
-        scale (float): Enlargement of the pictures. Defaults to 2.0.
+        scale (float): Enlargement of the pictures, up to 1600 pixels for an image with all of its predictions.
+            Defaults to 2.0.
 
     Returns:
         ndarray: RGB, (H, W, 3) of uint8.
 
     Raises:
-        UserError: The data sets hold different images.
+        UserError: The data sets hold different images, or fewer classes than a detector finds.
     """
     import cv2
     from mmdet.registry import VISUALIZERS
+    from mmdet.structures.bbox import get_box_tensor
 
+    from .detector import colours_of, to_bgr
     from .launch import UserError
     from .speed import predict
 
+    metainfo = detectors[-1][1].metainfo
+    metainfo = metainfo[0] if isinstance(metainfo, list) else metainfo  # of sets that were joined
+    classes = tuple(metainfo.get('classes') or ())
     visualizer = VISUALIZERS.build(dict(type='DetLocalVisualizer', name='draw_predictions'))
-    visualizer.dataset_meta = detectors[-1][1].metainfo
+    visualizer.dataset_meta = dict(classes=classes, palette=colours_of(metainfo, classes))
     pictures: list[Any] = []
     for i in range(min(count, *(len(dataset) for _, dataset in detectors))):
         row: list[Any] = []
@@ -141,11 +158,16 @@ def draw_predictions(
             if path not in (None, sample.img_path):
                 raise UserError(f'the two configs test on different images: {path} and {sample.img_path}')
             path = sample.img_path
-            image = cv2.cvtColor(cv2.imread(path), cv2.COLOR_BGR2RGB)
+            steps = _steps(dataset)
+            image = cv2.cvtColor(to_bgr(steps[0](dict(img_path=path, img_id=0))['img']), cv2.COLOR_BGR2RGB)
+            names = [type(step).__name__ for step in steps]
+            if len(sample.pred_instances) and int(sample.pred_instances.labels.max()) >= len(classes):
+                raise UserError(f'a detector finds more classes than the {len(classes)} that the data set names')
             if 'bboxes' in sample.gt_instances:
-                # ground truth is in the resized image, predictions are in the original
-                factors = sample.gt_instances.bboxes.new_tensor(sample.get('scale_factor', (1.0, 1.0))).repeat(2)
-                sample.gt_instances.bboxes = sample.gt_instances.bboxes / factors
+                truth = get_box_tensor(sample.gt_instances.bboxes)
+                if 'LoadAnnotations' in names[: _first_resize(names)]:  # resized with the image, unlike predictions
+                    truth = truth / truth.new_tensor(sample.get('scale_factor', (1.0, 1.0))).repeat(2)
+                sample.gt_instances.bboxes = truth
             if 'masks' in sample.gt_instances:
                 sample.gt_instances.masks = sample.gt_instances.masks.resize(sample.ori_shape[:2])
             with warnings.catch_warnings():
@@ -153,7 +175,10 @@ def draw_predictions(
                 warnings.filterwarnings('ignore', 'Warning: The (bbox|polygon) is out of bounds')
                 visualizer.add_datasample('image', image, sample, draw_gt=not row, pred_score_thr=score_thr)
             row.append(visualizer.get_image())
-        pictures.append(cv2.resize(np.hstack(row), None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC))
+        line = np.hstack(row)
+        factor = min(scale, 1600 / line.shape[1])  # of an aerial image a sheet would be a gigabyte
+        how = cv2.INTER_CUBIC if factor > 1 else cv2.INTER_AREA
+        pictures.append(cv2.resize(line, None, fx=factor, fy=factor, interpolation=how))
     columns = 1 if len(detectors) > 1 else 2
     rows = math.ceil(len(pictures) / columns)
     height, width = (max(p.shape[axis] for p in pictures) for axis in (0, 1))

@@ -86,7 +86,7 @@ def random_batch(size: tuple[int, int], batch_size: int) -> dict[str, list]:
 
 def dataset_batches(cfg: Config, images: int, batch_size: int) -> list[dict[str, list]]:
     """The first images of the config's test set, through its pipeline; their loading is not timed."""
-    init_default_scope(cfg.get('default_scope', 'mmdet'))
+    init_default_scope(cfg.get('default_scope') or 'mmdet')
     dataset = DATASETS.build(cfg.test_dataloader.dataset)
     if not len(dataset):
         raise UserError('the test set holds no image')

@@ -42,8 +42,8 @@ class RKANVisualizationHook(Hook):
     Pictures as of ``tools/plot_kan.py``: the functions of each KAN convolution over what reaches it (dashed: how they
     started, but not in a run that was resumed, which does not know), the path's share of its stage's output, feature
     maps with and without the path, and predictions beside ground truth. They are made on images of the validation set
-    in eval mode, before the validation; a run without validation shows the functions alone. Nothing of the training
-    changes.
+    in eval mode, before the validation, with the weights at hand (not those that an ``EMAHook`` averages); a run
+    without validation shows the functions alone. Nothing of the training changes, and what fails here does not end it.
 
     Args:
         interval (int): Epochs, or iterations, between pictures, at least 1. Defaults to 1.
@@ -98,18 +98,17 @@ class RKANVisualizationHook(Hook):
             raise ValueError(
                 'by_epoch of RKANVisualizationHook must be False where training counts iterations, but got True'
             )
-        if not is_main_process():
-            return
         model = self._model(runner)
         if runner.iter == 0:
             self._initial = copy.deepcopy(kan_convs(model))
-        if self.against:
+        if self.against:  # in every process: where the checkpoint is an address, they wait for each other
             from .launch import read_config
             from .speed import build_detector
 
             with _as_it_was(model):
                 device = str(next(model.parameters()).device)
-                self._baseline = build_detector(read_config(self.against[0]), self.against[1], device)
+                baseline = build_detector(read_config(self.against[0]), self.against[1], device)
+            self._baseline = baseline if is_main_process() else None
 
     def after_train_epoch(self, runner: Any) -> None:
         if self.by_epoch and self.every_n_epochs(runner, self.interval):
@@ -122,6 +121,15 @@ class RKANVisualizationHook(Hook):
     def _show(self, runner: Any, step: int) -> None:
         if not is_main_process():
             return
+        try:
+            pictures = self._draw(runner)
+        except Exception as error:  # pictures are not worth an end to the training
+            runner.logger.warning(f'no pictures of this step: {type(error).__name__}: {error}')
+            return
+        for name, picture in pictures.items():
+            runner.visualizer.add_image(name.replace(' ', '_'), picture, step=step)
+
+    def _draw(self, runner: Any) -> dict[str, np.ndarray]:
         from .plot import draw_figures, draw_predictions, plt  # matplotlib is asked for only where pictures are
         from .report import NOTHING, look
 
@@ -139,5 +147,4 @@ class RKANVisualizationHook(Hook):
                 models = [model] if self._baseline is None else [self._baseline, model]
                 detectors = [(m, dataset) for m in models]
                 pictures['predictions'] = draw_predictions(detectors, len(shown), self.score_thr)
-        for name, picture in pictures.items():
-            runner.visualizer.add_image(name.replace(' ', '_'), picture, step=step)
+        return pictures

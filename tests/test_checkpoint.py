@@ -5,6 +5,7 @@ import errno
 import os
 import pickle
 import random
+import re
 import threading
 from collections.abc import Iterator
 from functools import partial
@@ -17,7 +18,7 @@ import pytest
 import torch
 from mmengine.logging import HistoryBuffer, MessageHub
 from mmengine.registry import PARAM_SCHEDULERS
-from mmengine.runner import load_checkpoint
+from mmengine.runner import CheckpointLoader, load_checkpoint
 
 from rkan_mmdet import checkpoint as module
 from rkan_mmdet.checkpoint import (
@@ -314,3 +315,10 @@ def test_an_address_is_read_as_a_file_is(load: Callable, served: tuple, tmp_path
     assert not (tmp_path / 'touched').exists()
     with pytest.raises(CheckpointError, match=r'none\.pth can not be fetched: HTTP Error 404'):
         load(model, f'{address}/none.pth')
+
+
+def test_torchvision_is_not_needed_for_its_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr(module, 'load_from_http', lambda address, location: asked.append(address) or dict(a=location))
+    assert CheckpointLoader.load_checkpoint('torchvision://resnet50', 'cpu') == dict(a='cpu')
+    assert re.fullmatch(r'https://download\.pytorch\.org/models/resnet50-\w+\.pth', asked[0])

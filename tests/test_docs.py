@@ -97,6 +97,7 @@ def commands() -> list:
 RUN_BY = {
     r'git clone|cd rkan_mmdet|make (test|lint|env|quick|demo)\b(?!.*STACK)': '.ci/run',  # in a clean clone
     r'apt-get ': '.ci/run',
+    r'\. \.venv/bin/activate': 'tests/test_readme.py',
     r'pip install': 'tests/test_mim.py',  # a wheel of it, in an environment of its own
     r'make docs': 'tests/test_docs.py',
     r'.*\bSTACK=': 'tests/test_pretrain.py',
@@ -158,9 +159,9 @@ def test_commands_are_taken(page: str, words: list, monkeypatch: pytest.MonkeyPa
         spec.loader.exec_module(module)
         parse_only(monkeypatch, module, words[2:])
     else:
-        assert words[0] in ('git', 'cd', 'pip', 'apt-get', 'mim', 'pytest', 'python') or (ROOT / words[0]).is_file(), (
-            f'{page}: {words}'
-        )
+        assert (
+            words[0] in ('.', 'git', 'cd', 'pip', 'apt-get', 'mim', 'pytest', 'python') or (ROOT / words[0]).is_file()
+        ), f'{page}: {words}'
 
 
 def inline_commands() -> list:

@@ -57,7 +57,7 @@ def test_missing_data_is_named(shapes_root: str) -> None:
         check_config(cfg, ('val_dataloader',), loads_weights=True)
 
 
-@pytest.mark.parametrize('source', ['torchvision://resnet50', '/nowhere/resnet50.pth'])
+@pytest.mark.parametrize('source', ['torchvision://resnet51', '/nowhere/resnet50.pth'])
 def test_missing_weights_are_named(source: str, shapes_root: str, monkeypatch: pytest.MonkeyPatch) -> None:
     find_spec = importlib.util.find_spec
     monkeypatch.setattr('importlib.util.find_spec', lambda name: None if name == 'torchvision' else find_spec(name))

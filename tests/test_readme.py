@@ -34,6 +34,8 @@ def bash(script: str, folder: Path) -> str:
 def folder(tmp_path: Path) -> Path:
     for name in ('configs', 'tools', 'rkan_mmdet'):
         (tmp_path / name).symlink_to(ROOT / name)
+    (tmp_path / '.venv/bin').mkdir(parents=True)
+    (tmp_path / '.venv/bin/activate').touch()  # bash() has the environment on its PATH
     return tmp_path
 
 

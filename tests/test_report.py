@@ -1,14 +1,24 @@
 """What the report shows is what the model does."""
 
+from pathlib import Path
+from typing import Any, Callable
+
 import pytest
 import torch
+from mmdet.registry import DATASETS
+from mmdet.structures.bbox import get_box_tensor
+from mmdet.visualization import DetLocalVisualizer
+from mmengine.registry import init_default_scope
+from mmengine.structures import InstanceData
 from torch import nn
 
 from rkan_mmdet.backbones import ResidualPath, RKANResNet
+from rkan_mmdet.launch import UserError, read_config
 from rkan_mmdet.ops import KANConv2d
-from rkan_mmdet.plot import draw_functions
+from rkan_mmdet.plot import draw_functions, draw_predictions
 from rkan_mmdet.report import kan_convs, make_html, observe, png
 
+DEMO = Path(__file__).parents[1] / 'configs/demo/mask-rcnn_rkan-r18_fpn_shapes.py'
 PNG = b'\x89PNG\r\n\x1a\n'
 
 
@@ -93,3 +103,60 @@ def test_html_is_escaped_and_stands_alone() -> None:
     assert '&lt;2&gt;' in page
     assert 'alt="&quot;quoted&quot;"' in page
     assert 'http' not in page
+
+
+class Finds(nn.Module):
+    """A detector that finds one object of a class."""
+
+    def __init__(self, label: int) -> None:
+        super().__init__()
+        self.label = label
+
+    def test_step(self, batch: dict) -> list:
+        for sample in batch['data_samples']:
+            found = dict(bboxes=torch.tensor([[5.0, 6, 50, 60]]), labels=torch.tensor([self.label]))
+            sample.pred_instances = InstanceData(scores=torch.ones(1), **found)
+        return batch['data_samples']
+
+
+@pytest.fixture
+def dataset_of(shapes_root: str) -> Callable:
+    def build(annotations_first: bool) -> Any:
+        cfg = read_config(str(DEMO), dict(data_root=f'{shapes_root}/')).val_dataloader.dataset
+        load, *_, pack = cfg.pipeline
+        two = [dict(type='LoadAnnotations', with_bbox=True, with_mask=True)]
+        two.insert(annotations_first, dict(type='Resize', scale=(96, 128), keep_ratio=False))
+        cfg.pipeline = [load, *two, pack]
+        init_default_scope('mmdet')
+        return DATASETS.build(cfg)
+
+    return build
+
+
+@pytest.mark.parametrize('annotations_first', [True, False])
+def test_ground_truth_is_drawn_where_it_is(
+    annotations_first: bool, dataset_of: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn = []
+    draw = DetLocalVisualizer.add_datasample
+
+    def record(self: Any, name: str, image: Any, sample: Any, **options: Any) -> None:
+        drawn.append((image.shape[:2], sample.gt_instances))
+        draw(self, name, image, sample, **options)
+
+    monkeypatch.setattr(DetLocalVisualizer, 'add_datasample', record)
+    dataset = dataset_of(annotations_first)
+    dataset._metainfo['palette'] = [(1, 2, 3)]  # fewer than classes
+    sheet = draw_predictions([(Finds(2), dataset)], count=2)
+    assert sheet.shape == (384, 1536, 3)
+    for i, (size, truth) in enumerate(drawn):
+        expected = torch.tensor([instance['bbox'] for instance in dataset.get_data_info(i)['instances']])
+        torch.testing.assert_close(
+            torch.as_tensor(get_box_tensor(truth.bboxes)).reshape(-1, 4), expected.reshape(-1, 4)
+        )
+        assert (truth.masks.height, truth.masks.width) == size == (192, 192)
+
+
+def test_a_class_that_the_set_has_not(dataset_of: Callable) -> None:
+    with pytest.raises(UserError, match='finds more classes than the 5'):
+        draw_predictions([(Finds(5), dataset_of(False))], count=1)

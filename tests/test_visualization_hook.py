@@ -103,3 +103,18 @@ def test_the_functions_alone(case: str, shapes_root: str, tmp_path: Path) -> Non
 def test_bad_arguments(options: dict, error: type, message: str) -> None:
     with pytest.raises(error, match=message):
         HOOKS.build(dict(type='RKANVisualizationHook', **options))
+
+
+@pytest.mark.slow
+def test_what_fails_does_not_end_the_training(
+    shapes_root: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: object) -> None:
+        raise ValueError('a picture that can not be')
+
+    monkeypatch.setattr('rkan_mmdet.report.look', fail)
+    loop = dict(type='EpochBasedTrainLoop', max_epochs=1, val_interval=9)
+    train(shapes_root, tmp_path / 'failing', [dict(type='RKANVisualizationHook')], loop)
+    assert pictures(tmp_path / 'failing') == set()
+    (log,) = (tmp_path / 'failing').glob('*/*.log')
+    assert 'no pictures of this step: ValueError: a picture that can not be' in log.read_text()

@@ -114,6 +114,8 @@ def main() -> None:
         shared = share_weights(*(model for _, model in models.values()))
     runs = {name: make_run(args, *pair) for name, pair in models.items()}
     cuda = args.device.startswith('cuda')
+    if cuda:
+        torch.cuda.set_device(args.device)  # the one that is timed
     with Progress(*Progress.get_default_columns()[:3], TimeRemainingColumn(), transient=True) as progress:
         task = progress.add_task('timing', total=args.rounds + args.warmup)
         functions = {name: run for name, (_, run) in runs.items()}

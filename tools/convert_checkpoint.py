@@ -26,10 +26,7 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    weights = check_checkpoint(args.src)
-    if weights is None:
-        raise UserError(f'src must be a file, but got {args.src}')
-    state, meta = weights
+    state, meta = check_checkpoint(args.src)
     if args.dst.exists() and not (args.overwrite or args.dry_run):
         raise UserError(f'{args.dst} exists; name another file, or say --overwrite')
     cfg = read_config(args.config)

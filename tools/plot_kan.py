@@ -11,6 +11,7 @@ from pathlib import Path
 import cv2
 import rich.progress
 import torch
+from mmdet.models import BaseDetector
 from mmdet.registry import DATASETS
 
 from rkan_mmdet.backbones import ResidualPath
@@ -58,6 +59,8 @@ def main() -> None:
             check_config(configs[-1], ('test_dataloader',), loads_weights=False)
     cfg, device = configs[0], 'cuda' if torch.cuda.is_available() else 'cpu'
     model = build_detector(cfg, args.checkpoint, device)
+    if args.images and not isinstance(model, BaseDetector):
+        raise UserError(f'{args.config} is of {type(model).__name__}, which is no detector: say --images 0')
     if not any(isinstance(module, ResidualPath) for module in model.modules()):
         raise UserError(f'the detector of {args.config} has no residual KAN path')
     initial = {}

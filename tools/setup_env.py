@@ -117,8 +117,10 @@ def is_done() -> bool:
 
 
 def check_system() -> None:
-    if sys.version_info < (3, 9):  # noqa: UP036 (this file runs before any package manager has checked)
-        stop(f'Python {platform.python_version()} is too old; 3.9 or newer is needed (make PYTHON=python3.11 ...)')
+    least = (3, 9) if STACKS[STACK].python else (3, 10)  # torch 2.13 needs it
+    if sys.version_info < least:
+        needed = '.'.join(map(str, least))
+        stop(f'Python {platform.python_version()} is too old; {needed} or newer is needed (make PYTHON=python3.11 ...)')
     missing = []
     if not (shutil.which('c++') or shutil.which('g++')):
         missing.append('g++')
@@ -209,7 +211,10 @@ def build_mmcv(mmcv: str, folder: Path) -> None:
     """Compile mmcv in the cache, where the object files of an interrupted build are found again."""
     cuda = ask('import torch; print(torch.version.cuda if torch.cuda.is_available() else "")')
     if cuda and not ask('from torch.utils.cpp_extension import CUDA_HOME; print(CUDA_HOME or "")'):
-        stop(f'there is a GPU but no nvcc to compile for it: install the CUDA {cuda} toolkit, or set CUDA_HOME to it')
+        stop(
+            f'there is a GPU but no nvcc to compile for it: install the CUDA {cuda} toolkit, or set CUDA_HOME to it '
+            f'(or hide the GPU: CUDA_VISIBLE_DEVICES= make env builds for the CPU)'
+        )
     sources = folder / 'build'
     sources.mkdir(parents=True, exist_ok=True)
     tree = sources / mmcv.replace('-', '_').replace('==', '-')
@@ -273,7 +278,7 @@ def main() -> None:
         partial = STAMP.with_suffix('.tmp')
         partial.write_text(json.dumps(dict(fingerprint=fingerprint())))
         os.replace(partial, STAMP)
-        say('done')
+        say(f'done; `. {VENV.name}/bin/activate` makes it the `python` of this shell')
 
 
 if __name__ == '__main__':

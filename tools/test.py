@@ -66,11 +66,10 @@ def main() -> None:
         cfg = trigger_visualization_hook(cfg, args)
     if args.tta:
         use_tta(cfg)
-    weights = check_checkpoint(args.checkpoint)
+    state, _ = check_checkpoint(args.checkpoint)
     check_config(cfg, ('test_dataloader',), loads_weights=False)
     runner = make_runner(cfg, ('test',))
-    if weights is not None:
-        load_exactly(runner.model, weights[0], args.checkpoint)
+    load_exactly(runner.model, state, args.checkpoint)
     if args.out is not None:
         runner.test_evaluator.metrics.append(DumpDetResults(out_file_path=args.out))
     runner.test()

@@ -147,10 +147,11 @@ def _kan_conv2d(
     pixels = y.shape[0] * y.shape[2] * y.shape[3]
     grid = (triton.cdiv(pixels, block_p), triton.cdiv(x.shape[1], block_c), kernels)
     if y.numel():
-        _forward[grid](
-            x, y, linear, functions, constant, *x.shape[1:], *y.shape[2:], pixels, *x.stride(), *y.stride(),
-            degree, *size, *stride, *padding, *dilation, block_p, block_c,
-        )  # fmt: skip
+        with torch.cuda.device_of(x):  # Triton launches on the current GPU
+            _forward[grid](
+                x, y, linear, functions, constant, *x.shape[1:], *y.shape[2:], pixels, *x.stride(), *y.stride(),
+                degree, *size, *stride, *padding, *dilation, block_p, block_c,
+            )  # fmt: skip
     return y
 
 
@@ -184,11 +185,12 @@ def _kan_conv2d_backward(
         (grid[0] * grid[1] if of_weights else 0, kernels, degree + 1, *size), dtype=torch.float32, device=x.device
     )
     if x.numel():
-        _backward[grid](
-            x, grad, linear, functions, grad_x, partial, *x.shape[1:], *grad.shape[2:], pixels,
-            *x.stride(), *grad.stride(), *(grad_x.stride() if of_x else (0, 0, 0, 0)),
-            kernels, degree, *size, *stride, *padding, *dilation, of_x, of_weights, block_p, block_c,
-        )  # fmt: skip
+        with torch.cuda.device_of(x):
+            _backward[grid](
+                x, grad, linear, functions, grad_x, partial, *x.shape[1:], *grad.shape[2:], pixels,
+                *x.stride(), *grad.stride(), *(grad_x.stride() if of_x else (0, 0, 0, 0)),
+                kernels, degree, *size, *stride, *padding, *dilation, of_x, of_weights, block_p, block_c,
+            )  # fmt: skip
     return grad_x, partial.sum(0)
 
 
