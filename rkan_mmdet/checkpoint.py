@@ -202,15 +202,22 @@ def load_from_local(filename: str, map_location: Any = None) -> Any:
 
 
 def load_from_http(filename: str, map_location: Any = None, model_dir: str | None = None, **_: Any) -> Any:
-    """MMEngine's loader of addresses: fetched once, by one process, to where torch keeps them; then as a local file."""
+    """MMEngine's loader of addresses: fetched by one process, to where torch keeps them; then as a local file."""
     path = Path(model_dir or Path(torch.hub.get_dir(), 'checkpoints'), Path(urlparse(filename).path).name)
-    if get_rank() == 0 and not path.exists():
+
+    def fetch() -> None:
+        if path.exists():
+            return
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             torch.hub.download_url_to_file(filename, str(path), progress=sys.stderr.isatty())
         except OSError as error:
             raise CheckpointError(f'checkpoint {filename} can not be fetched: {error}') from error
+
+    if get_rank() == 0:
+        fetch()
     barrier()
+    fetch()  # on another machine, whose disk is another
     return read_checkpoint(path, map_location)
 
 
