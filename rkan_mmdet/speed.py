@@ -104,14 +104,14 @@ def predict(model: nn.Module, batch: dict[str, list]) -> Any:
 
 
 def random_annotated_batch(model: nn.Module, size: tuple[int, int], batch_size: int) -> dict[str, list]:
-    """As :func:`random_batch`, with ten random boxes (and masks, where the detector has them) an image."""
+    """As :func:`random_batch`, with ten random boxes and masks an image; a detector takes what it needs."""
     classes = max(m.num_classes for m in model.modules() if hasattr(m, 'num_classes'))  # an RPN has 1
     return demo_mm_inputs(
         batch_size,
         [[3, *size]] * batch_size,
         num_items=[10] * batch_size,
         num_classes=classes,
-        with_mask=getattr(model, 'with_mask', False),
+        with_mask=True,
     )
 
 

@@ -7,6 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+if os.environ.get('PYTEST_XDIST_WORKER_COUNT', '1') != '1':
+    # read when torch is imported, here and in the tools that tests start: processes side by side share the cores
+    threads = (os.cpu_count() or 1) // int(os.environ['PYTEST_XDIST_WORKER_COUNT'])
+    os.environ.setdefault('OMP_NUM_THREADS', str(max(1, threads)))
+
 import torch
 
 if not torch.cuda.is_available():

@@ -103,7 +103,7 @@ def use_python(version: Optional[str]) -> None:
 
 def fingerprint() -> str:
     """What the environment is made from; another value means set-up has to run again."""
-    parts = [STACKS[STACK].python or sys.version, platform.machine(), STACK, os.environ.get('TORCH_INDEX_URL', '')]
+    parts = [STACKS[STACK].python or sys.version, platform.machine(), STACK]
     parts += [(ROOT / name).read_text() for name in ('requirements.txt', 'pyproject.toml')]
     parts.append(Path(__file__).read_text())
     return hashlib.sha256('\0'.join(parts).encode()).hexdigest()
