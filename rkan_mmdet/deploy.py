@@ -31,7 +31,12 @@ if not hasattr(torch.library, 'custom_op'):
     raise ImportError(f'rkan_mmdet.deploy needs torch >= 2.4, but this is {torch.__version__}')
 
 
-@torch.library.custom_op('rkan_mmdet::nms', mutates_args=())
+# schemas: torch 2.4 reads no annotations that are strings
+@torch.library.custom_op(
+    'rkan_mmdet::nms',
+    mutates_args=(),
+    schema='(Tensor boxes, Tensor scores, float iou_threshold, int max_output) -> Tensor',
+)
 def nms_op(boxes: Tensor, scores: Tensor, iou_threshold: float, max_output: int) -> Tensor:
     """Indices of what is kept, best first; what scores 0 or less never is. ONNX: ``NonMaxSuppression``."""
     valid = (scores > 0).nonzero().squeeze(1)
@@ -46,7 +51,11 @@ def _(boxes: Tensor, scores: Tensor, iou_threshold: float, max_output: int) -> T
     return scores.new_empty(torch.library.get_ctx().new_dynamic_size(), dtype=torch.long)
 
 
-@torch.library.custom_op('rkan_mmdet::roi_align', mutates_args=())
+@torch.library.custom_op(
+    'rkan_mmdet::roi_align',
+    mutates_args=(),
+    schema='(Tensor features, Tensor boxes, int[] size, float scale, int sampling_ratio, bool aligned) -> Tensor',
+)
 def roi_align_op(
     features: Tensor, boxes: Tensor, size: Sequence[int], scale: float, sampling_ratio: int, aligned: bool
 ) -> Tensor:

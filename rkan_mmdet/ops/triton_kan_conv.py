@@ -129,7 +129,13 @@ def _out_size(x: Tensor, linear: Tensor, stride: list, padding: list, dilation: 
     return (x.shape[0], x.shape[1] * linear.shape[0], *size)
 
 
-@torch.library.custom_op('rkan_mmdet::kan_conv2d', mutates_args=())
+# schemas: torch 2.4 reads no annotations that are strings
+@torch.library.custom_op(
+    'rkan_mmdet::kan_conv2d',
+    mutates_args=(),
+    schema='(Tensor x, Tensor linear, Tensor functions, Tensor constant, int[] stride, int[] padding, int[] dilation)'
+    ' -> Tensor',
+)
 def _kan_conv2d(
     x: Tensor,
     linear: Tensor,
@@ -161,7 +167,12 @@ def _(x, linear, functions, constant, stride, padding, dilation):
     return torch.empty(size, dtype=x.dtype, device=x.device, memory_format=_memory_format(x))
 
 
-@torch.library.custom_op('rkan_mmdet::kan_conv2d_backward', mutates_args=())
+@torch.library.custom_op(
+    'rkan_mmdet::kan_conv2d_backward',
+    mutates_args=(),
+    schema='(Tensor x, Tensor grad, Tensor linear, Tensor functions, int[] stride, int[] padding, int[] dilation, '
+    'bool of_x, bool of_weights) -> (Tensor, Tensor)',
+)
 def _kan_conv2d_backward(
     x: Tensor,
     grad: Tensor,
