@@ -41,6 +41,8 @@ class Stack(NamedTuple):
     python: Optional[str] = None  # None: the one that runs this file
 
 
+# the maintained fork of all three, which needs no pkg_resources, and the only one that builds on Python 3.13
+FORK = ('onedl-mmengine==0.10.12', 'onedl-mmdetection==3.5.1', 'pycocotools>=2.0.7', 'matplotlib', 'rich')
 STACKS = {
     'default': Stack(['torch==2.13.0']),
     # MMPretrain imports torchvision, which does not import beside the CPU-only build of torch 2.13
@@ -48,15 +50,8 @@ STACKS = {
     # test-core: torch pins a Triton that is older than the kernels need, and exports with another exporter
     'oldest': Stack(['torch==2.1.2'], ['-r', 'requirements.txt', 'numpy<2'], 'test-core', python='3.9'),
     'torch24': Stack(['torch==2.4.1'], extra='test-core', python='3.10'),
-    'newest': Stack(['torch==2.14.1'], python='3.13'),
-    # the maintained fork of all three, which needs no pkg_resources
-    'onedl': Stack(
-        ['torch==2.13.0'],
-        ['onedl-mmengine==0.10.12', 'onedl-mmdetection==3.5.1', 'pycocotools>=2.0.7', 'matplotlib', 'rich'],
-        mmcv='onedl-mmcv==2.3.6',
-        setuptools='setuptools>=82',
-        python='3.12',
-    ),
+    'onedl': Stack(['torch==2.13.0'], FORK, mmcv='onedl-mmcv==2.3.6', setuptools='setuptools>=82', python='3.12'),
+    'newest': Stack(['torch==2.14.1'], FORK, mmcv='onedl-mmcv==2.3.6', setuptools='setuptools>=82', python='3.13'),
 }
 STACK = os.environ.get('RKAN_STACK') or 'default'
 VENV = ROOT / ('.venv' if STACK == 'default' else f'.venv-{STACK}')
@@ -121,6 +116,11 @@ def check_system() -> None:
     if sys.version_info < least:
         needed = '.'.join(map(str, least))
         stop(f'Python {platform.python_version()} is too old; {needed} or newer is needed (make PYTHON=python3.11 ...)')
+    if sys.version_info >= (3, 13) and STACKS[STACK].mmcv.startswith('mmcv'):
+        stop(
+            f'MMCV 2.1.0 does not build on Python {platform.python_version()}: take 3.12 or older (make '
+            'PYTHON=python3.12 ...), or the maintained fork (make STACK=newest ...)'
+        )
     missing = []
     if not (shutil.which('c++') or shutil.which('g++')):
         missing.append('g++')

@@ -43,6 +43,16 @@ def test_the_python_that_a_stack_names(monkeypatch: pytest.MonkeyPatch, tmp_path
     assert started == [(str(right), [str(right), setup_env.__file__])]
 
 
+@pytest.mark.parametrize(('version', 'message'), [((3, 9), r'3\.10 or newer'), ((3, 13), r'take 3\.12 or older')])
+def test_a_python_that_the_default_stack_can_not_have(
+    monkeypatch: pytest.MonkeyPatch, version: tuple, message: str
+) -> None:
+    monkeypatch.setattr(setup_env, 'STACK', 'default')
+    monkeypatch.setattr(sys, 'version_info', version)
+    with pytest.raises(SystemExit, match=message):
+        setup_env.check_system()
+
+
 @pytest.mark.parametrize('stack', setup_env.STACKS)
 def test_stacks_are_pinned_and_named_in_the_docs(stack: str) -> None:
     chosen = setup_env.STACKS[stack]
