@@ -95,6 +95,15 @@ def _cut(x: Tensor, part: slice, dtype: torch.dtype) -> Tensor:
     return x[:, part].to(dtype).contiguous(memory_format=torch.channels_last)
 
 
+def _put(target: Tensor, value: Tensor) -> None:
+    """Write a part, which is channels_last, into the slice of a tensor of any memory format."""
+    if target.device.type == 'cpu' and target.stride(3) == 1 and target.shape[1] > 1:
+        for image, of_image in zip(target, value):  # as matrices, which torch transposes block by block
+            image.flatten(1).copy_(of_image.permute(1, 2, 0).flatten(0, 1).t())
+    else:
+        target.copy_(value)
+
+
 def _chain(u: Tensor | None, basis: Basis, by_plane: Callable[[int], Tensor]) -> Tensor:
     """The gradient of x from those of its planes, each asked for when it is used; of powers, times their exponent."""
     if u is None:
@@ -150,7 +159,7 @@ def sum_planes(x: Tensor, weights: Tensor, bias: Tensor | None, spec: Spec) -> T
             y = torch.empty(size, dtype=x.dtype, device=x.device,
                             memory_format=torch.channels_last if last else torch.contiguous_format)  # fmt: skip
         for total, target in zip(sums, y.split(x.shape[1], dim=1)):
-            target[:, part] = total
+            _put(target[:, part], total)
     return y
 
 
@@ -301,7 +310,7 @@ def _gradients(
         if of_x:
             if spec.basis.num_functions and u is None:
                 u = _domain(cut, spec.basis)
-            grad_x[:, part] = _chain(u, spec.basis, by_plane)
+            _put(grad_x[:, part], _chain(u, spec.basis, by_plane))
     if not of_kernels:
         return grad_x, None
     return grad_x, torch.stack(by_kernels).unflatten(0, (-1, kernels.shape[1], len(kernels))).sum(0).transpose(0, 1)
