@@ -136,7 +136,8 @@ def read_checkpoint(path: str | Path, map_location: Any = 'cpu') -> Any:
         map_location (Any): As in ``torch.load``. Defaults to ``'cpu'``.
 
     Returns:
-        Any: What was saved; of MMEngine a dict with ``state_dict`` and ``meta``.
+        Any: What was saved; of MMEngine a dict with ``state_dict`` and ``meta``. A text ``meta['config']``, which
+        MMEngine no longer writes, is left out: on resuming it would be run.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -156,10 +157,15 @@ def read_checkpoint(path: str | Path, map_location: Any = 'cpu') -> Any:
     try:
         _check_sums(path)
         if _HAS_SAFE_LOAD:
-            return torch.load(path, map_location=map_location, weights_only=True)
-        return _load_guarded(path, map_location)
+            checkpoint = torch.load(path, map_location=map_location, weights_only=True)
+        else:
+            checkpoint = _load_guarded(path, map_location)
     except Exception as error:  # a damaged file fails in many ways
         raise _explain(path, error) from error
+    meta = checkpoint.get('meta') if isinstance(checkpoint, dict) else None
+    if isinstance(meta, dict):
+        meta.pop('config', None)
+    return checkpoint
 
 
 def _check_sums(path: str) -> None:
@@ -203,7 +209,10 @@ def load_from_local(filename: str, map_location: Any = None) -> Any:
 
 def load_from_http(filename: str, map_location: Any = None, model_dir: str | None = None, **_: Any) -> Any:
     """MMEngine's loader of addresses: fetched by one process, to where torch keeps them; then as a local file."""
-    path = Path(model_dir or Path(torch.hub.get_dir(), 'checkpoints'), Path(urlparse(filename).path).name)
+    name = Path(urlparse(filename).path).name
+    if not name:
+        raise CheckpointError(f'checkpoint {filename} can not be fetched: the address names no file')
+    path = Path(model_dir or Path(torch.hub.get_dir(), 'checkpoints'), name)
 
     def fetch() -> None:
         if path.exists():
@@ -243,7 +252,15 @@ def weights_of(checkpoint: Any, path: str | Path) -> tuple[dict[str, torch.Tenso
     state = checkpoint.get('state_dict', checkpoint) if isinstance(checkpoint, dict) else None
     if not isinstance(state, dict) or not any(isinstance(value, torch.Tensor) for value in state.values()):
         raise CheckpointError(f'checkpoint {path} holds no weights')
-    return state, checkpoint.get('meta') or {}
+    meta = checkpoint.get('meta') or {}
+    for what, part in (('its weights', state), ('meta', meta), ('dataset_meta', _dataset_meta(meta))):
+        if not isinstance(part, dict) or not all(isinstance(key, str) for key in part):
+            raise CheckpointError(f'checkpoint {path} is of no known form: {what} must be a dict whose keys are names')
+    return state, meta
+
+
+def _dataset_meta(meta: Any) -> Any:
+    return (meta.get('dataset_meta') if isinstance(meta, dict) else None) or {}
 
 
 def read_training_state(path: str | Path) -> dict[str, Any]:
@@ -255,14 +272,23 @@ def read_training_state(path: str | Path) -> dict[str, Any]:
     checkpoint = read_checkpoint(path)
     meta = checkpoint.get('meta') if isinstance(checkpoint, dict) else None
     lacks = [
-        name for name in ('state_dict', 'message_hub') if not isinstance(checkpoint, dict) or name not in checkpoint
+        name
+        for name in ('state_dict', 'message_hub', 'optimizer')
+        if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get(name), dict)
     ]
-    lacks += [f'meta.{name}' for name in ('epoch', 'iter') if not isinstance(meta, dict) or name not in meta]
+    counts = meta if isinstance(meta, dict) else {}
+    lacks += [
+        f'meta.{name}'
+        for name in ('epoch', 'iter')
+        if type(counts.get(name)) is not int or counts[name] < 0  # True is no number of epochs
+    ]
     if lacks:
         raise CheckpointError(
             f'checkpoint {path} can not be resumed, since it lacks {", ".join(lacks)}; to start from its weights, name '
             'it with --cfg-options load_from=FILE'
         )
+    if type(counts.get('seed', 0)) is not int and counts['seed'] is not None:
+        raise CheckpointError(f'checkpoint {path} can not be resumed: its seed is {counts["seed"]!r}')
     return checkpoint
 
 
@@ -280,10 +306,16 @@ def find_training_state(work_dir: str | Path) -> tuple[str, dict[str, Any]] | No
         UnsafeCheckpointError: The one that would be used asks for code.
     """
     work_dir = Path(work_dir)
-    files = [path for path in work_dir.glob('*.pth') if not path.name.startswith(('best_', '.'))]
-    files.sort(key=lambda path: path.stat().st_mtime_ns, reverse=True)
     pointer = work_dir / 'last_checkpoint'
     name = pointer.read_text(errors='replace').strip() if pointer.is_file() else ''
+    folders = {work_dir.resolve(), Path(name).resolve().parent if name else work_dir.resolve()}
+    files = [
+        path
+        for folder in folders  # with the hook's out_dir they are in two
+        for path in folder.glob('*.pth')
+        if path.is_file() and not path.name.startswith(('best_', '.'))
+    ]
+    files.sort(key=lambda path: path.stat().st_mtime_ns, reverse=True)
     if name:  # the second: the directory was moved
         files = [Path(name), work_dir / Path(name).name, *files]
     torn = []
@@ -325,8 +357,8 @@ def write_whole(path: str | Path, content: bytes) -> None:
         with contextlib.suppress(OSError):
             partial.unlink()
         raise CheckpointError(
-            f'{path} can not be written ({error.strerror or error}); earlier checkpoints are whole, and --resume goes '
-            'on from the last'
+            f'{path} can not be written ({error.strerror or error}): what was there before is whole, and of a training '
+            '--resume goes on from the last checkpoint'
         ) from error
     with contextlib.suppress(OSError):  # not every system can flush a directory
         folder = os.open(path.parent, os.O_RDONLY)

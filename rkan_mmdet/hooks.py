@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import random
 import warnings
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from mmengine.hooks import CheckpointHook, Hook
 from mmengine.registry import HOOKS
 
 from .checkpoint import write_whole
+from .checks import check_int
 
 
 def reseed(seed: int, step: int, rank: int = 0) -> None:
@@ -178,29 +180,58 @@ class AtomicCheckpointHook(CheckpointHook):
 
     A checkpoint is written under a temporary name and put in its place in one step, and so is ``last_checkpoint``. The
     outdated one is removed after that, not before. Elsewhere than on a local disk the backend decides. A resumed
-    training first validates, if the run that was killed did not come to it.
+    training first validates, if the run that was killed did not come to it. The best checkpoint of a run in another
+    directory, which a resumed one knows of, is left alone.
+
+    Raises:
+        TypeError: ``interval`` or ``max_keep_ckpts`` is no int.
 
     Examples:
         >>> default_hooks = dict(checkpoint=dict(type='AtomicCheckpointHook', interval=1, max_keep_ckpts=3))
     """
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        for name in ('interval', 'max_keep_ckpts'):
+            check_int(name, getattr(self, name), -1)
+
     def before_train(self, runner: Any) -> None:
         super().before_train(runner)
         if type(self.file_backend) is LocalBackend and not (self.file_client_args or self.backend_args):
             self.backend_args = dict(backend='rkan_whole')
+        if getattr(self, 'best_ckpt_path', None):
+            self.best_ckpt_path = self._in_own_directory(self.best_ckpt_path)
+        for key, path in getattr(self, 'best_ckpt_path_dict', {}).items():
+            self.best_ckpt_path_dict[key] = path and self._in_own_directory(path)
         self._validate_what_was_cut_off(runner)
+
+    def _in_own_directory(self, path: str) -> str | None:
+        """The file of this name here, or None: what lies elsewhere is of another run, or of where this one was."""
+        own = self.file_backend.join_path(self.out_dir, Path(path).name)
+        return own if self.file_backend.exists(own) else None
 
     def _validate_what_was_cut_off(self, runner: Any) -> None:
         loop = runner.train_loop
         step = self._step(runner)
+        done = Path(runner.work_dir, 'last_validation')
+        if not step and is_main_process():
+            done.unlink(missing_ok=True)  # of an earlier run
         if not step or runner.val_loop is None:
             return
+        # so that a new best score gets into the checkpoint that the run goes on from, as it would have
+        self.last_ckpt = runner.message_hub.get_info('last_ckpt')
+        if runner.message_hub.get_info('last_validation') == step:
+            return  # it came before that checkpoint
         loop._decide_current_val_interval()
         end = loop.max_iters if hasattr(loop, 'dataloader_iterator') else loop.max_epochs
         if step < loop.val_begin or (step % loop.val_interval and step != end):
             return
-        done = Path(runner.work_dir, 'last_validation')
-        wanted = [not (done.is_file() and done.read_text().strip() == str(step))]
+        schedulers = runner.param_schedulers or []
+        if isinstance(schedulers, dict):
+            schedulers = itertools.chain(*schedulers.values())
+        # such as ReduceOnPlateauLR: what they learned of it is not in a checkpoint that was written before it
+        needed = any(getattr(scheduler, 'need_val_args', False) for scheduler in schedulers)
+        wanted = [needed or not (done.is_file() and done.read_text().strip() == str(step))]
         broadcast_object_list(wanted)  # all processes do as the first, whatever they see of its disk
         if wanted[0]:
             runner.logger.info(f'The validation after step {step} was cut off or is not known of: it is made now')
@@ -212,6 +243,7 @@ class AtomicCheckpointHook(CheckpointHook):
         return runner.iter if hasattr(runner.train_loop, 'dataloader_iterator') else runner.epoch
 
     def after_val_epoch(self, runner: Any, metrics: Any = None) -> None:
+        runner.message_hub.update_info('last_validation', self._step(runner))
         super().after_val_epoch(runner, metrics)
         if is_main_process() and hasattr(self, 'file_backend'):  # not when runner.val() is called for itself
             write_whole(Path(runner.work_dir, 'last_validation'), str(self._step(runner)).encode())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import copy
 import importlib.util
 import logging
@@ -169,12 +170,24 @@ def check_config(cfg: Config, loaders: tuple[str, ...], loads_weights: bool) -> 
         if name.startswith('test') and not cfg.get(name):
             raise UserError(f'the config has no {name}, which says what images there are')
         for part in _parts((cfg.get(name) or {}).get('dataset')):
-            _check_data(part, name)
+            _check_data(part, name, _needs(cfg, name))
     evaluators = [f'{name.split("_")[0]}_evaluator' for name in loaders if not name.startswith('train')]
     for part in _parts([cfg.get(name) for name in evaluators]):
         path = part.get('ann_file')
         if isinstance(path, str) and path and '://' not in path and not Path(path).exists():
             raise UserError(f'annotation file {path} of the evaluator does not exist; {_data_help(path)}')
+
+
+def _needs(cfg: Config, loader: str) -> tuple[str, ...]:
+    """What annotations must have besides, to be evaluated."""
+    evaluator = cfg.get(f'{loader.split("_")[0]}_evaluator') if not loader.startswith('train') else None
+    metrics = [metric for part in _parts(evaluator) for metric in _listed(part.get('metric'))]
+    known = any(_name_of_type(part) == 'CocoMetric' for part in _parts(evaluator))
+    return ('iscrowd', *(['segmentation'] if 'segm' in metrics else [])) if known else ()
+
+
+def _listed(value: Any) -> list:
+    return list(value) if isinstance(value, (list, tuple)) else [value]
 
 
 def _data_help(path: str | Path) -> str:
@@ -201,7 +214,13 @@ def _check_weights(source: str) -> None:
         check_checkpoint(source)
 
 
-def _check_data(dataset: ConfigDict, loader: str) -> None:
+def _check_data(dataset: ConfigDict, loader: str, needs: tuple[str, ...]) -> None:
+    classes = (dataset.get('metainfo') or {}).get('classes', ())
+    is_file = isinstance(classes, str) and Path(classes).is_file()  # of names
+    if not is_file and not (isinstance(classes, (tuple, list)) and all(isinstance(name, str) for name in classes)):
+        raise UserError(
+            f"metainfo.classes of {loader} must be a tuple of names, as ('cat',), or a file of them, but is {classes!r}"
+        )
     root, prefix = dataset.get('data_root') or '', dataset.get('data_prefix') or {}
     names = [dataset.get('ann_file'), *(prefix.values() if isinstance(prefix, dict) else [prefix])]
     for name in [name for name in names if name] or [root]:
@@ -211,10 +230,10 @@ def _check_data(dataset: ConfigDict, loader: str) -> None:
         if not path.exists():
             raise UserError(f'{path} of {loader} does not exist; {_data_help(path)}')
         if path.suffix == '.json' and name == dataset.get('ann_file'):
-            _check_annotations(path, dataset)
+            _check_annotations(path, dataset, needs)
 
 
-def _check_annotations(path: Path, dataset: ConfigDict) -> None:
+def _check_annotations(path: Path, dataset: ConfigDict, needs: tuple[str, ...]) -> None:
     from mmdet.datasets import CocoDataset
     from mmdet.registry import DATASETS
 
@@ -223,7 +242,7 @@ def _check_annotations(path: Path, dataset: ConfigDict) -> None:
     if not (isinstance(kind, type) and issubclass(kind, CocoDataset)):
         return
     try:
-        check_coco(path, _classes(dataset, kind))
+        check_coco(path, _classes(dataset, kind), needs)
     except ValueError as error:
         raise UserError(str(error)) from error
 
@@ -257,7 +276,7 @@ def _check_exists(path: str) -> None:
         raise UserError(f'checkpoint {path} does not exist')
 
 
-def prepare_training(cfg: Config, resume: str | None = None) -> None:
+def prepare_training(cfg: Config, resume: str | None = None) -> dict[str, Any] | None:
     """Choose what a training starts from, read it once to know that it is safe and whole, and set the hooks that
     let a killed run go on exactly.
 
@@ -266,8 +285,11 @@ def prepare_training(cfg: Config, resume: str | None = None) -> None:
         resume (str, optional): A checkpoint to go on from, or ``'auto'``: the last whole one in ``cfg.work_dir``,
             and a new start where there is none. None: as the config says. Defaults to None.
 
+    Returns:
+        dict or None: What the checkpoint to go on from holds; None for a new start.
+
     Raises:
-        UserError: The checkpoint is not there.
+        UserError: The checkpoint is not there, or the work directory holds those of another training.
         CheckpointError: It is torn, or asks for code, or can not be resumed.
     """
     if resume not in (None, 'auto'):
@@ -280,22 +302,44 @@ def prepare_training(cfg: Config, resume: str | None = None) -> None:
             print(f'There is no checkpoint to resume in {cfg.work_dir}: training starts anew.')
         else:
             cfg.load_from, state = found
-    elif cfg.get('resume') and '://' not in cfg.load_from:
-        _check_exists(cfg.load_from)
-        state = read_training_state(cfg.load_from)
-    if cfg.get('load_from') and not cfg.get('resume') and '://' not in cfg.load_from:
-        check_checkpoint(cfg.load_from)
-    if state is not None and (cfg.get('randomness') or {}).get('seed') is None:
-        # the loader takes its seed before MMEngine reads the checkpoint's
-        cfg.randomness = dict(cfg.get('randomness') or {}, seed=state['meta'].get('seed'))
+    else:
+        if cfg.get('load_from') is not None and not isinstance(cfg.load_from, str):
+            raise UserError(f'load_from must be a file or an address, but is {cfg.load_from!r}')
+        local = cfg.get('load_from') and '://' not in cfg.load_from
+        if local:
+            _check_exists(cfg.load_from)
+        _check_work_dir(cfg.work_dir, cfg.load_from if cfg.get('resume') else None)
+        if local and cfg.get('resume'):
+            state = read_training_state(cfg.load_from)
+        elif local:
+            check_checkpoint(cfg.load_from)
+    if state is not None:
+        if (cfg.get('randomness') or {}).get('seed') is None:
+            # the loader takes its seed before MMEngine reads the checkpoint's
+            cfg.randomness = dict(cfg.get('randomness') or {}, seed=state['meta'].get('seed'))
+        kinds = {_name_of_type(part) for part in _parts(cfg._cfg_dict)}
+        for kind in sorted(kinds & {'EarlyStoppingHook', 'BatchSyncRandomResize', 'CachedMosaic', 'CachedMixUp'}):
+            print(f'warning: {kind} remembers what no checkpoint holds: the resumed run is not the undisturbed one')
     _add_hooks(cfg)
+    return state
+
+
+def _check_work_dir(work_dir: str, resumed: str | None) -> None:
+    """A new run would replace what one before it saved."""
+    there = [path.name for path in sorted(Path(work_dir).glob('*.pth')) if re.match('(epoch|iter|best)_', path.name)]
+    if there and (resumed is None or Path(resumed).resolve().parent != Path(work_dir).resolve()):
+        raise UserError(
+            f'{work_dir} holds checkpoints of a training ({", ".join(there[:3])}{", ..." * (len(there) > 3)}), which '
+            'another would replace: go on with it by --resume, or name another --work-dir, or move them away'
+        )
 
 
 def _add_hooks(cfg: Config) -> None:
-    cfg.setdefault('default_hooks', {})
-    saving = cfg.default_hooks.setdefault('checkpoint', dict(type='CheckpointHook', interval=1))
+    hooks = dict(cfg.get('default_hooks') or {})
+    saving = hooks.setdefault('checkpoint', dict(type='CheckpointHook', interval=1))
     if saving is not None and _name_of_type(saving) == 'CheckpointHook':
-        saving.type = 'AtomicCheckpointHook'
+        hooks['checkpoint'] = dict(saving, type='AtomicCheckpointHook')
+    cfg.default_hooks = hooks
     hooks = cfg.get('custom_hooks') or []
     named = [_name_of_type(hook) for hook in hooks]
     cfg.custom_hooks = [*hooks, *(dict(type=name) for name in ('ReseedHook', 'FiniteHook') if name not in named)]
@@ -318,7 +362,7 @@ def load_exactly(model: torch.nn.Module, state: dict[str, torch.Tensor], path: s
         path (str): Its name, for the message.
 
     Raises:
-        UserError: Weights are missing, or left over, or of another shape.
+        UserError: Weights are missing, or left over, or of another shape, or not finite.
     """
     while isinstance(getattr(model, 'module', None), torch.nn.Module):
         model = model.module
@@ -331,7 +375,9 @@ def load_exactly(model: torch.nn.Module, state: dict[str, torch.Tensor], path: s
         missing, unexpected = model.load_state_dict(named, strict=False)
     except RuntimeError as error:
         shapes = re.findall(r'size mismatch for ([^:]+):', str(error)) or [str(error).splitlines()[-1].strip()]
+    broken = [name for name, value in model.named_parameters() if not bool(value.isfinite().all())]
     faults = [
+        listed(broken, 'weights in it are NaN or infinite'),
         listed(missing, 'weights of the detector are not in it'),
         listed(unexpected, 'weights in it are not of the detector'),
         listed(shapes, 'weights are of another shape'),
@@ -348,6 +394,42 @@ def listed(names: Sequence[str], what: str) -> str:
 def _name_of_type(hook: Any) -> str:
     kind = hook.get('type') if isinstance(hook, dict) else None  # a config in Python names classes
     return str(getattr(kind, '__name__', kind)).rpartition('.')[2]
+
+
+@contextlib.contextmanager
+def reading_config() -> Iterator[None]:
+    """Say in one line that a config has something of a kind that nobody looks for at that place."""
+    try:
+        yield
+    except (AttributeError, KeyError, TypeError, ValueError, ImportError) as error:
+        raise UserError(f'the config can not be used: {_one_line(error)}') from error
+
+
+def start_training(runner: Any, state: dict[str, Any] | None = None) -> None:
+    """Train; what fails before the first epoch is something that the config or the checkpoint asks for.
+
+    Args:
+        runner (Runner): From :func:`make_runner`.
+        state (dict, optional): What :func:`prepare_training` gave; its weights must be this model's. Defaults to None.
+
+    Raises:
+        UserError: Something can not be built or resumed. ``RKAN_DEBUG=1`` shows where.
+    """
+    loop, begun = runner.train_loop, []
+    if getattr(loop, 'val_interval', 1) < 1:
+        raise UserError(f'train_cfg.val_interval must be at least 1, but is {loop.val_interval}')
+    run = loop.run
+    loop.run = lambda: begun.append(True) or run()
+    if state is not None and isinstance(getattr(runner, 'model', None), torch.nn.Module):
+        load_exactly(runner.model, state['state_dict'], runner._load_from)
+    try:
+        runner.train()
+    except (UserError, CheckpointError, DataError, FloatingPointError, OSError):
+        raise
+    except Exception as error:
+        if begun:
+            raise
+        raise UserError(f'the training can not begin: {_one_line(error)}') from error
 
 
 def build_model(cfg: Config, part: ConfigDict | None = None) -> torch.nn.Module:

@@ -219,13 +219,58 @@ def test_weights_and_training_states_are_told_apart(tmp_path: Path) -> None:
     torch.save(dict(state_dict=dict(a=torch.ones(1))), tmp_path / 'weights.pth')
     assert weights_of(read_checkpoint(tmp_path / 'weights.pth'), 'weights.pth')[0].keys() == {'a'}
     with pytest.raises(
-        CheckpointError, match=r'can not be resumed, since it lacks message_hub, meta\.epoch, meta\.iter'
+        CheckpointError, match=r'can not be resumed, since it lacks message_hub, optimizer, meta\.epoch, meta\.iter'
     ):
         read_training_state(tmp_path / 'weights.pth')
     for content in ([1, 2], dict(epoch=3), dict(state_dict={})):
         torch.save(content, tmp_path / 'none.pth')
         with pytest.raises(CheckpointError, match='holds no weights'):
             weights_of(read_checkpoint(tmp_path / 'none.pth'), 'none.pth')
+
+
+def test_a_config_in_a_checkpoint_is_not_run(read: Callable, tmp_path: Path) -> None:
+    """MMEngine's Runner.resume would run it as Python."""
+    state = training_state()
+    state['meta']['config'] = f'open({str(tmp_path / "touched")!r}, "w")\n'
+    torch.save(state, tmp_path / 'epoch_1.pth')
+    for loaded in (read(tmp_path / 'epoch_1.pth'), CheckpointLoader.load_checkpoint(str(tmp_path / 'epoch_1.pth'))):
+        assert 'config' not in loaded['meta']
+        assert loaded['meta']['epoch'] == 1
+
+
+@pytest.mark.parametrize('part', [
+    dict(meta='x'), dict(meta={3: 4}), dict(meta=dict(dataset_meta=['a'])), dict(state_dict={3: torch.ones(1)}),
+])  # fmt: skip
+def test_weights_of_no_known_form(part: dict, tmp_path: Path) -> None:
+    torch.save(dict(dict(state_dict=dict(a=torch.ones(1))), **part), tmp_path / 'a.pth')
+    with pytest.raises(CheckpointError, match=r'a\.pth is of no known form: .* must be a dict whose keys are names'):
+        weights_of(read_checkpoint(tmp_path / 'a.pth'), tmp_path / 'a.pth')
+
+
+@pytest.mark.parametrize(('name', 'value'), [
+    ('epoch', 'x'), ('epoch', 1.5), ('epoch', True), ('iter', -3), ('message_hub', 5), ('optimizer', None),
+    ('seed', 'x'),
+])  # fmt: skip
+def test_a_training_state_of_no_known_form(name: str, value: Any, tmp_path: Path) -> None:
+    state = training_state()
+    (state if name in state else state['meta'])[name] = value
+    torch.save(state, tmp_path / 'a.pth')
+    with pytest.raises(CheckpointError, match=rf'a\.pth can not be resumed.* (meta\.)?{name}'):
+        read_training_state(tmp_path / 'a.pth')
+
+
+def test_checkpoints_in_another_directory_are_found(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """As with the hook's out_dir; and a link to nothing is no checkpoint."""
+    work, out = tmp_path / 'work', tmp_path / 'out'
+    work.mkdir(), out.mkdir()
+    for epoch in (1, 2):
+        save(out / f'epoch_{epoch}.pth', epoch)
+    (work / 'last_checkpoint').write_text(str(out / 'epoch_2.pth'))
+    (work / 'latest.pth').symlink_to(tmp_path / 'nowhere.pth')
+    assert find_training_state(work)[1]['meta']['epoch'] == 2
+    (out / 'epoch_2.pth').write_bytes(b'')
+    assert find_training_state(work)[1]['meta']['epoch'] == 1
+    assert 'epoch_2.pth can not be read safely' in capsys.readouterr().err
 
 
 def save(path: Path, epoch: int) -> None:
@@ -272,6 +317,11 @@ def test_the_last_whole_checkpoint_is_found(tmp_path: Path, capsys: pytest.Captu
     with pytest.raises(UnsafeCheckpointError, match=r'epoch_10\.pth'):
         find_training_state(tmp_path)
     assert not (tmp_path / 'touched').exists()
+
+
+def test_an_address_without_a_file() -> None:
+    with pytest.raises(CheckpointError, match=r'http://127.0.0.1/ can not be fetched: the address names no file'):
+        load_checkpoint(torch.nn.Linear(1, 1), 'http://127.0.0.1/')
 
 
 def test_a_full_disk_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """A resumed training is the undisturbed one, bit for bit, and no checkpoint is lost on the way. With a toy model."""
 
 import random
+import shutil
 from pathlib import Path
 from typing import Any, Callable, Optional
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from mmengine.evaluator import BaseMetric
+from mmengine.logging import MessageHub
 from mmengine.model import BaseModel
 from mmengine.runner import Runner
 from torch import nn
@@ -68,7 +70,7 @@ class StopHook(hooks.Hook):
 def train(tmp_path: Path) -> Callable:
     def run(
         name: str, epochs: int = 4, workers: int = 0, stop: Optional[int] = None, resume: Any = False,
-        reseed: bool = True, by_epoch: bool = True, val: bool = False, **saving: Any,
+        reseed: bool = True, by_epoch: bool = True, val: bool = False, scheduler: Optional[dict] = None, **saving: Any,
     ) -> Runner:  # fmt: skip
         random.seed(), np.random.seed(), torch.seed()  # noqa: NPY002 (whatever ran before in this process)
         sampler = dict(type='DefaultSampler' if by_epoch else 'InfiniteSampler', shuffle=True)
@@ -87,7 +89,7 @@ def train(tmp_path: Path) -> Callable:
             model=Toy(), work_dir=str(tmp_path / name), experiment_name=f'{name}{random.random()}',
             train_dataloader=dict(loader, sampler=sampler), train_cfg=loop,
             optim_wrapper=dict(optimizer=dict(type='AdamW', lr=0.01)),
-            param_scheduler=dict(type='LinearLR', start_factor=0.1, by_epoch=False, end=10),
+            param_scheduler=scheduler or dict(type='LinearLR', start_factor=0.1, by_epoch=False, end=10),
             default_hooks=dict(checkpoint=saving), randomness=dict(seed=5, deterministic=True),
             custom_hooks=[StopHook(stop), *([dict(type='ReseedHook')] if reseed else [])],
             resume=bool(resume), load_from=resume if isinstance(resume, str) else None, log_level='ERROR', **options,
@@ -250,6 +252,83 @@ def test_a_validation_that_was_cut_off_is_made_up_for(train: Callable, monkeypat
     train('a', epochs=2, val=True, resume=True)
     assert Mean.calls == 2
     assert Mean.compute_metrics is compute
+
+
+@pytest.fixture
+def scored(monkeypatch: pytest.MonkeyPatch) -> Callable:
+    """Validations whose score depends on the epoch alone."""
+
+    def by_epoch(*scores: float) -> None:
+        def compute(self: Any, results: list) -> dict:
+            type(self).calls += 1
+            done = MessageHub.get_current_instance().get_info('iter')
+            score = scores[-(-done // 4) - 1]  # epochs of 4 iterations; one more is done when it is made up for
+            return dict(score=score, other=-score)
+
+        monkeypatch.setattr(Mean, 'compute_metrics', compute)
+
+    return by_epoch
+
+
+@pytest.mark.parametrize('stop', [9, 14, 15, 19])
+def test_a_schedule_by_scores_is_resumed(stop: int, train: Callable, scored: Callable) -> None:
+    """Its step comes after the checkpoint of its epoch was written."""
+    scored(3.0, 2.0, 2.5, 1.0, 1.0, 1.0)
+    options = dict(epochs=6, val=True, save_best='score', rule='greater', scheduler=dict(
+        type='ReduceOnPlateauLR', monitor='score', rule='greater', factor=0.1, patience=1))  # fmt: skip
+    undisturbed = train('a', **options)
+    train('b', stop=stop, **options)
+    resumed = train('b', resume=True, **options)
+    assert undisturbed.optim_wrapper.get_lr() == resumed.optim_wrapper.get_lr() != dict(lr=[0.01])
+    assert same(undisturbed, resumed)
+
+
+def test_the_best_after_two_kills(
+    train: Callable, scored: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The best score of a validation that was made up for is in the checkpoint from which the next run goes on."""
+    scored(1.0, 9.0, 3.0, 2.0)
+    options = dict(epochs=4, val=True, save_best='score', rule='greater')
+    train('a', **options)
+    compute = Mean.compute_metrics
+
+    def killed(self: Any, results: list) -> dict:
+        if MessageHub.get_current_instance().get_info('iter') > 4:
+            raise Stop
+        return compute(self, results)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Mean, 'compute_metrics', killed)
+        with pytest.raises(Stop):
+            train('b', **options)
+    train('b', stop=10, resume=True, **options)
+    train('b', resume=True, **options)
+    for name in ('a', 'b'):
+        hub = read_checkpoint(tmp_path / name / 'epoch_4.pth')['message_hub']['runtime_info']
+        assert (hub['best_score'], Path(hub['best_ckpt']).name) == (9.0, 'best_score_epoch_2.pth')
+        assert [path.name for path in (tmp_path / name).glob('best_*')] == ['best_score_epoch_2.pth']
+
+
+def test_the_best_of_another_directory_is_left_alone(train: Callable, scored: Callable, tmp_path: Path) -> None:
+    scored(1.0, 2.0, 3.0)
+    for keys in ('score', ['score', 'other']):
+        options = dict(val=True, save_best=keys, rule='greater')
+        shutil.rmtree(tmp_path / 'a', ignore_errors=True)
+        train('a', epochs=2, **options)
+        train('b', epochs=3, resume=str(tmp_path / 'a/epoch_2.pth'), **options)
+        assert (tmp_path / 'a/best_score_epoch_2.pth').is_file()
+        assert (tmp_path / 'b/best_score_epoch_3.pth').is_file()
+
+
+def test_what_an_earlier_run_validated_does_not_count(train: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    train('a', epochs=1, val=True)
+    test_a_validation_that_was_cut_off_is_made_up_for(train, monkeypatch)
+
+
+@pytest.mark.parametrize('name', ['interval', 'max_keep_ckpts'])
+def test_options_of_the_wrong_kind(name: str) -> None:
+    with pytest.raises(TypeError, match=f"{name} must be an int >= -1, but got 'x'"):
+        AtomicCheckpointHook(**{name: 'x'})
 
 
 def test_by_iterations_too(train: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

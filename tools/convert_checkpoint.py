@@ -4,11 +4,12 @@ The config says what the weights are for: a detector, of which ``from-authors`` 
 """
 
 import argparse
-import os
+import io
 from pathlib import Path
 
 import torch
 
+from rkan_mmdet.checkpoint import write_whole
 from rkan_mmdet.convert import from_authors, from_plain, to_authors
 from rkan_mmdet.launch import UserError, build_model, check_checkpoint, read_config, run_tool
 
@@ -29,6 +30,8 @@ def main() -> None:
     state, meta = check_checkpoint(args.src)
     if args.dst.exists() and not (args.overwrite or args.dry_run):
         raise UserError(f'{args.dst} exists; name another file, or say --overwrite')
+    if args.dst.is_dir():
+        raise UserError(f'{args.dst} is a folder; name a file')
     cfg = read_config(args.config)
     model = build_model(cfg, None if args.direction == 'from-plain' else cfg.model.backbone)
     try:
@@ -49,10 +52,9 @@ def main() -> None:
     print(f'{args.src} -> {args.dst}: {len(state)} tensors, {numbers / 1e6:.2f} M values, {len(paths)} of a path')
     if args.dry_run:
         return
-    args.dst.parent.mkdir(parents=True, exist_ok=True)
-    partial = args.dst.with_name(f'.{args.dst.name}.tmp')
-    torch.save(result, partial)
-    os.replace(partial, args.dst)
+    content = io.BytesIO()
+    torch.save(result, content)
+    write_whole(args.dst, content.getvalue())
 
 
 if __name__ == '__main__':

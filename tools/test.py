@@ -1,12 +1,15 @@
 """Test (and evaluate) a detector: MMDetection's own command line, with checks before any work."""
 
 import argparse
+import os
 from copy import deepcopy
+from pathlib import Path
 
 from mmdet.engine.hooks.utils import trigger_visualization_hook
 from mmdet.evaluation import DumpDetResults
 from mmdet.utils import setup_cache_size_limit_of_dynamo
 from mmengine.config import Config, ConfigDict
+from mmengine.dist import is_main_process
 
 from rkan_mmdet.launch import (
     UserError,
@@ -16,6 +19,7 @@ from rkan_mmdet.launch import (
     load_config,
     load_exactly,
     make_runner,
+    reading_config,
     run_tool,
 )
 
@@ -60,19 +64,30 @@ def main() -> None:
         raise UserError(f'--out must end in .pkl or .pickle, but got {args.out}')
     if args.wait_time < 0:
         raise UserError(f'--wait-time must be at least 0, but got {args.wait_time}')
-    cfg = load_config(args)
-    cfg.load_from = args.checkpoint
-    if args.show or args.show_dir:
-        cfg = trigger_visualization_hook(cfg, args)
-    if args.tta:
-        use_tta(cfg)
-    state, _ = check_checkpoint(args.checkpoint)
-    check_config(cfg, ('test_dataloader',), loads_weights=False)
+    out = args.out and Path(args.out)
+    if out and out.exists():
+        raise UserError(f'--out {out} exists; name another file')
+    with reading_config():
+        cfg = load_config(args)
+        cfg.load_from = args.checkpoint
+        if args.show or args.show_dir:
+            cfg = trigger_visualization_hook(cfg, args)
+        if args.tta:
+            use_tta(cfg)
+        state, _ = check_checkpoint(args.checkpoint)
+        check_config(cfg, ('test_dataloader',), loads_weights=False)
     runner = make_runner(cfg, ('test',))
     load_exactly(runner.model, state, args.checkpoint)
-    if args.out is not None:
-        runner.test_evaluator.metrics.append(DumpDetResults(out_file_path=args.out))
-    runner.test()
+    partial = out and out.with_name(f'.{out.name}.partial.pkl')
+    if out:
+        runner.test_evaluator.metrics.append(DumpDetResults(out_file_path=str(partial)))
+    try:
+        runner.test()
+        if out and is_main_process():
+            os.replace(partial, out)
+    finally:
+        if out and is_main_process():
+            partial.unlink(missing_ok=True)
 
 
 if __name__ == '__main__':

@@ -11,7 +11,9 @@ from rkan_mmdet.launch import (
     load_config,
     make_runner,
     prepare_training,
+    reading_config,
     run_tool,
+    start_training,
 )
 
 
@@ -34,17 +36,20 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     setup_cache_size_limit_of_dynamo()
-    cfg = load_config(args)
-    if args.amp:
-        cfg.optim_wrapper.type = 'AmpOptimWrapper'
-        cfg.optim_wrapper.loss_scale = 'dynamic'
-    if args.auto_scale_lr:
-        if not {'enable', 'base_batch_size'} <= set(cfg.get('auto_scale_lr', {})):
-            raise UserError('--auto-scale-lr needs auto_scale_lr=dict(enable=..., base_batch_size=...) in the config')
-        cfg.auto_scale_lr.enable = True
-    prepare_training(cfg, args.resume)
-    check_config(cfg, ('train_dataloader', 'val_dataloader'), loads_weights=True)
-    make_runner(cfg, ('train', 'val')).train()
+    with reading_config():
+        cfg = load_config(args)
+        if args.amp:
+            cfg.optim_wrapper.type = 'AmpOptimWrapper'
+            cfg.optim_wrapper.loss_scale = 'dynamic'
+        if args.auto_scale_lr:
+            if not {'enable', 'base_batch_size'} <= set(cfg.get('auto_scale_lr') or {}):
+                raise UserError(
+                    '--auto-scale-lr needs auto_scale_lr=dict(enable=..., base_batch_size=...) in the config'
+                )
+            cfg.auto_scale_lr.enable = True
+        state = prepare_training(cfg, args.resume)
+        check_config(cfg, ('train_dataloader', 'val_dataloader'), loads_weights=True)
+    start_training(make_runner(cfg, ('train', 'val')), state)
 
 
 if __name__ == '__main__':

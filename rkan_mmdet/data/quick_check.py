@@ -11,17 +11,18 @@ from typing import Any
 MAX_BYTES = 2**26  # a larger file takes many seconds to read, and some program has made it
 _KEYS = dict(
     images=('id', 'file_name', 'height', 'width'),
-    annotations=('id', 'image_id', 'category_id', 'bbox'),
+    annotations=('id', 'image_id', 'category_id', 'bbox', 'area'),
     categories=('id', 'name'),
 )
 
 
-def check_coco(path: str | Path, classes: Sequence[str] | None = None) -> None:
+def check_coco(path: str | Path, classes: Sequence[str] | None = None, needs: Sequence[str] = ()) -> None:
     """Refuse a file that is not of COCO's form, or whose categories the config would name wrongly.
 
     Args:
         path (str or Path): The annotation file; one of more than 64 MiB is not read.
         classes (Sequence[str], optional): The classes of the config. None: they are not looked at. Defaults to None.
+        needs (Sequence[str]): What an annotation must have besides, for an evaluation. Defaults to ().
 
     Raises:
         ValueError: What is wrong in it.
@@ -43,10 +44,18 @@ def check_coco(path: str | Path, classes: Sequence[str] | None = None) -> None:
         if not isinstance(entries, list):
             refuse(f'it has no list {name!r}')
         for i, entry in enumerate(entries):
-            for key in keys:
+            for key in (*keys, *(needs if name == 'annotations' else ())):
                 if not isinstance(entry, dict) or key not in entry:
                     refuse(f'{name}[{i}] has no {key!r}')
+    for i, image in enumerate(document['images']):
+        if not isinstance(image['file_name'], str):
+            refuse(f'file_name of images[{i}] must be a text, but is {image["file_name"]!r}')
+        for key in ('width', 'height'):
+            if not (_finite(image[key]) and image[key] >= 1):
+                refuse(f'{key} of images[{i}] must be at least 1, but is {image[key]!r}')
     images = {_hashable(image['id']) for image in document['images']}
+    if len(images) < len(document['images']):
+        refuse('several images have the same id')
     categories = {_hashable(category['id']) for category in document['categories']}
     for i, annotation in enumerate(document.get('annotations', [])):
         for key, known, what in (('image_id', images, 'not an image'), ('category_id', categories, 'no category')):
@@ -55,6 +64,8 @@ def check_coco(path: str | Path, classes: Sequence[str] | None = None) -> None:
         box = annotation['bbox']
         if not (isinstance(box, list) and len(box) == 4 and all(map(_finite, box))):
             refuse(f'bbox of annotations[{i}] must be four finite numbers (x, y, width, height), but is {box!r}')
+        if not _finite(annotation['area']):
+            refuse(f'area of annotations[{i}] must be a finite number, but is {annotation["area"]!r}')
     if classes is not None:
         _check_classes(path, [category['name'] for category in document['categories']], list(classes))
 

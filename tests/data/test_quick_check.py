@@ -12,7 +12,7 @@ from rkan_mmdet.data.quick_check import check_coco
 def sound() -> dict:
     return dict(
         images=[dict(id=1, file_name='a.jpg', height=4, width=4)],
-        annotations=[dict(id=1, image_id=1, category_id=7, bbox=[0, 0, 2.5, 2])],
+        annotations=[dict(id=1, image_id=1, category_id=7, bbox=[0, 0, 2.5, 2], area=5)],
         categories=[dict(id=7, name='cat'), dict(id=9, name='dog')],
     )
 
@@ -31,6 +31,10 @@ def test_sound_files_pass(tmp_path: Path, shapes_root: str) -> None:
     check_coco(write(tmp_path / 'c.json', dict(images=sound()['images'], categories=sound()['categories'])))
 
 
+def without(entry: dict, key: str) -> dict:
+    return {k: v for k, v in entry.items() if k != key}
+
+
 CHANGES: dict[str, Callable[[dict], Any]] = {
     r'it holds a list': lambda c: [c],
     r"it has no list 'images'": lambda c: dict(c, images=None),
@@ -45,6 +49,12 @@ CHANGES: dict[str, Callable[[dict], Any]] = {
     r'bbox of annotations\[0\] .* \[1, 2, 3\]': lambda c: dict(
         c, annotations=[dict(c['annotations'][0], bbox=[1, 2, 3])]
     ),
+    r"annotations\[0\] has no 'area'": lambda c: dict(c, annotations=[without(c['annotations'][0], 'area')]),
+    r"area of annotations\[0\] .* 'x'": lambda c: dict(c, annotations=[dict(c['annotations'][0], area='x')]),
+    r'file_name of images\[0\] .* 5': lambda c: dict(c, images=[dict(c['images'][0], file_name=5)]),
+    r'width of images\[0\] must be at least 1, but is 0': lambda c: dict(c, images=[dict(c['images'][0], width=0)]),
+    r"height of images\[0\] .* '4'": lambda c: dict(c, images=[dict(c['images'][0], height='4')]),
+    r'several images have the same id': lambda c: dict(c, images=c['images'] * 2),
     r'finite numbers .* nan': lambda c: dict(c, annotations=[dict(c['annotations'][0], bbox=[0, 0, 1, float('nan')])]),
 }
 
@@ -53,6 +63,16 @@ CHANGES: dict[str, Callable[[dict], Any]] = {
 def test_a_fault_is_named(message: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=rf'annotation file .*a\.json is not .*{message}'):
         check_coco(write(tmp_path / 'a.json', CHANGES[message](sound())))
+
+
+def test_what_an_evaluation_needs(tmp_path: Path) -> None:
+    content = sound()
+    with pytest.raises(ValueError, match=r"annotations\[0\] has no 'iscrowd'"):
+        check_coco(write(tmp_path / 'a.json', content), needs=('iscrowd', 'segmentation'))
+    content['annotations'][0]['iscrowd'] = 0
+    with pytest.raises(ValueError, match=r"annotations\[0\] has no 'segmentation'"):
+        check_coco(write(tmp_path / 'a.json', content), needs=('iscrowd', 'segmentation'))
+    check_coco(write(tmp_path / 'a.json', content), needs=('iscrowd',))
 
 
 def test_what_is_not_json_is_named(tmp_path: Path) -> None:
