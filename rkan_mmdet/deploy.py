@@ -7,6 +7,7 @@ data-dependent branches, MMCV's compiled NMS and RoIAlign) is written here once 
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -27,8 +28,8 @@ SUPPORTED = (
 )
 
 
-if not hasattr(torch.library, 'custom_op'):
-    raise ImportError(f'rkan_mmdet.deploy needs torch >= 2.4, but this is {torch.__version__}')
+if 'prefer_deferred_runtime_asserts_over_guards' not in inspect.signature(torch.export.export).parameters:
+    raise ImportError(f'rkan_mmdet.deploy needs a torch.export newer than that of torch {torch.__version__}')
 
 
 # schemas: torch 2.4 reads no annotations that are strings

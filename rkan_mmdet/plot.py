@@ -33,18 +33,17 @@ def read_scalars(work_dir: str | Path) -> dict[str, list[tuple[float, float]]]:
 
     Raises:
         FileNotFoundError: There is no log.
+        ValueError: A log is damaged, or holds nothing; the message names it.
     """
     files = sorted(Path(work_dir).glob('*/vis_data/scalars.json'))
     if not files:
         raise FileNotFoundError(f'{work_dir} holds no */vis_data/scalars.json: has anything been trained there?')
     curves: dict[str, dict[float, float]] = {}
-    # the last line of a run that was killed may be half a line
-    runs = [[line for line in file.read_text().splitlines() if line.endswith('}')] for file in files]
-    rows = [
-        json.loads(line) for lines in runs for line in lines
-    ]  # a resumed run repeats what it lost: the later counts
+    rows = [row for file in files for row in _read_rows(file)]  # a resumed run repeats what it lost: the later counts
+    if not rows:
+        raise ValueError(f'{files[-1]} holds no line of a log')
     # iterations of an epoch; of all runs, since one that was killed within an epoch does not tell
-    last = max((row['step'] / row['epoch'] for row in rows if row.get('epoch')), default=1)
+    last = max((row['step'] / row['epoch'] for row in rows if row.get('epoch')), default=1) or 1
     for row in rows:
         # training rows count iterations and name the epoch they are in, validation rows count epochs
         epoch = row['step'] if 'epoch' not in row else row['step'] / last
@@ -52,6 +51,23 @@ def read_scalars(work_dir: str | Path) -> dict[str, list[tuple[float, float]]]:
             if isinstance(value, (int, float)) and name not in ('step', 'epoch', 'iter'):
                 curves.setdefault(name, {})[epoch] = value
     return {name: sorted(points.items()) for name, points in curves.items()}
+
+
+def _read_rows(file: Path) -> list[dict]:
+    rows = []
+    for i, line in enumerate(file.read_text(errors='replace').splitlines(), 1):
+        if not line.endswith('}'):  # of a run that was killed
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError:
+            row = None
+        if not isinstance(row, dict) or not all(type(row.get(name, 1)) is int for name in ('step', 'epoch')):
+            raise ValueError(f'line {i} of {file} is not of a log of MMEngine')
+        if 'step' not in row:
+            raise ValueError(f'line {i} of {file} has no step')
+        rows.append(row)
+    return rows
 
 
 def plot_curves(

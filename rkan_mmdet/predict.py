@@ -184,13 +184,13 @@ class _Pictures:
     """Writes what is drawn: image files under the names they have, or one video."""
 
     def __init__(self, folder: Path, fps: float | None) -> None:
-        self._folder, self._fps, self._writer = folder, fps, None
+        self._folder, self._fps, self._writer, self._frames = folder, fps, None, 0
 
     def write(self, name: str, picture: np.ndarray) -> None:
         target = self._folder / name
         if self._fps is None:
-            if target.suffix.lower() not in ('.jpg', '.jpeg', '.png', '.webp'):  # .pgm, for one, has no colours
-                target = target.with_name(f'{target.name}.png')
+            while target.suffix.lower() not in ('.jpg', '.jpeg', '.png', '.webp') or target.exists():
+                target = target.with_name(f'{target.name}.png')  # .pgm, for one, has no colours
             if not mmcv.imwrite(picture, str(target)):
                 raise UserError(f'{target.name} can not be written')
             return
@@ -198,14 +198,25 @@ class _Pictures:
             self._folder.mkdir()
             size = picture.shape[1], picture.shape[0]
             fourcc = cv2.VideoWriter_fourcc(*'mp4v')
-            self._writer = cv2.VideoWriter(str(target.with_suffix('.mp4')), fourcc, self._fps, size)
+            self._file = target.with_suffix('.mp4')
+            self._writer = cv2.VideoWriter(str(self._file), fourcc, self._fps, size)
             if not self._writer.isOpened():
                 raise UserError('this OpenCV can write no mp4 video: leave pictures out with --no-draw')
         self._writer.write(picture)
+        self._frames += 1
 
     def close(self) -> None:
-        if self._writer is not None:
-            self._writer.release()
+        """Ends the video.
+
+        Raises:
+            UserError: It is cut off, as on a full disk, of which OpenCV says nothing.
+        """
+        if self._writer is None:
+            return
+        self._writer.release()
+        capture = cv2.VideoCapture(str(self._file))
+        if not self._file.stat().st_size or capture.get(cv2.CAP_PROP_FRAME_COUNT) < self._frames:
+            raise UserError('the video can not be written whole: is the disk full?')
 
 
 class Report(NamedTuple):

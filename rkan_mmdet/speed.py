@@ -19,6 +19,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from .backbones import ResidualPath, fuse_paths
+from .data.guard import guard
 from .detector import load_weights
 from .launch import UserError, build_model
 
@@ -90,6 +91,7 @@ def dataset_batches(cfg: Config, images: int, batch_size: int) -> list[dict[str,
     dataset = DATASETS.build(cfg.test_dataloader.dataset)
     if not len(dataset):
         raise UserError('the test set holds no image')
+    guard(dataset)
     items = [dataset[i % len(dataset)] for i in range(images)]
     return [
         {key: [item[key] for item in items[i : i + batch_size]] for key in ('inputs', 'data_samples')}

@@ -2,6 +2,7 @@
 
 import argparse
 import importlib.util
+import json
 import os
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import pytest
 import torch
 from mmengine.config import Config
 
-from rkan_mmdet.launch import UserError, check_config, load_config
+from rkan_mmdet.launch import UserError, check_config, load_config, prepare_training
 
 ROOT = Path(__file__).parents[1]
 DEMO = str(ROOT / 'configs/demo/mask-rcnn_rkan-r18_fpn_shapes.py')
@@ -115,3 +116,59 @@ def test_a_slip_is_one_line_and_an_exit_code(name: str, arguments: list, message
     import re
 
     assert re.search(message, lines[0])
+
+
+@pytest.mark.parametrize('classes', ['disc', 5, ('disc', 3), [['disc']]])
+def test_class_names_of_the_wrong_kind(classes: object, shapes_root: str) -> None:
+    cfg = load(DEMO, data_root=shapes_root)
+    cfg.train_dataloader.dataset.metainfo = dict(classes=classes)
+    with pytest.raises(UserError, match=r'metainfo\.classes of train_dataloader must be a tuple of names'):
+        check_config(cfg, ('train_dataloader',), loads_weights=False)
+
+
+def test_what_an_evaluation_needs_is_asked_for_before_the_training(shapes_root: str, tmp_path: Path) -> None:
+    content = json.loads(Path(shapes_root, 'annotations/instances_val.json').read_text())
+    cfg = load(DEMO, data_root=shapes_root)
+    for key in ('segmentation', 'iscrowd'):
+        for annotation in content['annotations']:
+            del annotation[key]
+        (tmp_path / 'val.json').write_text(json.dumps(content))
+        cfg.val_dataloader.dataset.ann_file = str(tmp_path / 'val.json')
+        with pytest.raises(UserError, match=rf"annotations\[0\] has no '{key}'"):
+            check_config(cfg, ('val_dataloader',), loads_weights=False)
+
+
+def test_a_new_training_replaces_no_checkpoint(tmp_path: Path) -> None:
+    (tmp_path / 'start.pth').write_bytes(b'')  # not of a training
+    prepare_training(load(DEMO, tmp_path))
+    (tmp_path / 'epoch_3.pth').write_bytes(b'')
+    for resume in (None, str(Path(__file__))):
+        with pytest.raises(UserError, match=r'holds checkpoints of a training \(epoch_3\.pth\).*--resume'):
+            prepare_training(load(DEMO, tmp_path), resume)
+
+
+def test_hooks_are_set_in_any_config(tmp_path: Path) -> None:
+    for hooks in ({}, None, dict(checkpoint=dict(type='CheckpointHook', interval=3))):
+        cfg = load(DEMO, tmp_path)
+        cfg.default_hooks = hooks
+        prepare_training(cfg)
+        interval = 3 if hooks else 1
+        assert cfg.default_hooks.checkpoint == dict(type='AtomicCheckpointHook', interval=interval)
+        assert [hook.type for hook in cfg.custom_hooks][-2:] == ['ReseedHook', 'FiniteHook']
+    cfg.default_hooks = dict(checkpoint=None)
+    prepare_training(cfg)
+    assert cfg.default_hooks.checkpoint is None
+    cfg.load_from = 5
+    with pytest.raises(UserError, match='load_from must be a file or an address, but is 5'):
+        prepare_training(cfg)
+
+
+def test_what_no_checkpoint_holds_is_said(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    state = dict(meta=dict(epoch=1, iter=2), state_dict={}, message_hub={}, optimizer={})
+    torch.save(state, tmp_path / 'epoch_1.pth')
+    cfg = load(DEMO, tmp_path)
+    assert prepare_training(cfg, 'auto')['meta'] == state['meta']
+    assert 'warning' not in capsys.readouterr().out
+    cfg.custom_hooks = [dict(type='EarlyStoppingHook', monitor='coco/bbox_mAP')]
+    prepare_training(cfg, 'auto')
+    assert 'warning: EarlyStoppingHook remembers what no checkpoint holds' in capsys.readouterr().out

@@ -25,7 +25,7 @@ def main() -> None:
         raise UserError(f'--labels must differ from each other, but got {", ".join(labels)}')
     try:
         known = sorted({name for work_dir in args.work_dirs for name in read_scalars(work_dir)})
-    except FileNotFoundError as error:
+    except (FileNotFoundError, ValueError) as error:
         raise UserError(str(error)) from None
     for metric in args.metrics or ():
         if metric not in known:

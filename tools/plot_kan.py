@@ -5,6 +5,9 @@ maps with and without the path, and predictions, beside those of another detecto
 """
 
 import argparse
+import os
+import shutil
+import tempfile
 from functools import partial
 from pathlib import Path
 
@@ -15,6 +18,7 @@ from mmdet.models import BaseDetector
 from mmdet.registry import DATASETS
 
 from rkan_mmdet.backbones import ResidualPath
+from rkan_mmdet.data.guard import guard
 from rkan_mmdet.launch import UserError, add_cfg_options, check_checkpoint, check_config, read_config, run_tool
 from rkan_mmdet.plot import build_pair, draw_figures, draw_predictions
 from rkan_mmdet.report import NOTHING, kan_convs, look, make_html, png
@@ -71,6 +75,7 @@ def main() -> None:
     seen, images, dataset = NOTHING, [], None
     if args.images:
         dataset = DATASETS.build(cfg.test_dataloader.dataset)
+        guard(dataset)
         with rich.progress.Progress(*rich.progress.Progress.get_default_columns()) as progress:
             track = partial(progress.track, description='images')
             seen, images = look(model, dataset, args.images, track)
@@ -107,13 +112,17 @@ def main() -> None:
         text += f'{args.against[0]}, {args.config}.' if args.against else 'predictions (two images a row).'
         sections.append(('Predictions', text, those('predictions'), []))
 
-    part = args.out.with_name(f'{args.out.name}.part')
-    part.mkdir(parents=True, exist_ok=True)  # of a call that was cut
-    for caption, picture in pictures.items():
-        (part / f'{caption.replace(" ", "_")}.png').write_bytes(picture)
-    title = f'What {args.config} learned'
-    (part / 'report.html').write_text(make_html(title, sections), encoding='utf-8')
-    part.rename(args.out)
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    part = Path(tempfile.mkdtemp(prefix=f'.{args.out.name}-', dir=args.out.parent))
+    try:
+        for caption, picture in pictures.items():
+            (part / f'{caption.replace(" ", "_")}.png').write_bytes(picture)
+        title = f'What {args.config} learned'
+        (part / 'report.html').write_text(make_html(title, sections), encoding='utf-8')
+        os.chmod(part, 0o755)  # a temporary folder is its owner's alone
+        part.rename(args.out)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
     print(f'{args.out / "report.html"}, and {len(list(args.out.glob("*.png")))} pictures beside it')
 
 

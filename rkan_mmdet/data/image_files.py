@@ -36,11 +36,11 @@ def _open(path: str) -> tuple[tuple[int, int], int, bool]:
             file.seek(max(0, os.path.getsize(path) - 4096))
             if ends[kind] in file.read():
                 return size, orientation, True
-        with Image.open(path) as image:  # nothing but decoding tells a torn file from one with a long trailer
-            try:
-                image.load()
-            except (OSError, SyntaxError, ValueError):
-                return size, orientation, False
+    with Image.open(path) as image:  # nothing but decoding tells a torn file from one with a long trailer
+        try:
+            image.load()
+        except (OSError, SyntaxError, ValueError):
+            return size, orientation, False
     return size, orientation, True
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 import os
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
@@ -20,6 +20,22 @@ logger = logging.getLogger('rkan_mmdet')
 
 BACKENDS = ('auto', 'reference', 'eager', 'triton')
 NORMALIZATIONS = ('tanh', 'min-max', 'arctan', 'standardization')
+
+
+def _find_triton() -> str:
+    """Why its kernels can not be imported; asked once, since torch.compile can not follow such questions."""
+    for name in ('triton', 'pytorch-triton', 'pytorch-triton-rocm', 'triton-windows'):
+        try:
+            found = version(name)
+        except PackageNotFoundError:
+            continue
+        # with 3.0, of torch 2.4, the kernels give NaN in its interpreter
+        old = tuple(map(int, found.split('.')[:2])) < (3, 2)
+        return f"backend 'triton' needs triton >= 3.2, but this is {found}" if old else ''
+    return "backend 'triton' needs triton >= 3.2, which is not installed"
+
+
+_NO_TRITON = _find_triton()
 
 
 def can_run(backend: str, normalization: str = 'tanh', basis: Basis | None = None, x: Tensor | None = None) -> str:
@@ -55,11 +71,7 @@ def _why_not_triton(basis: Basis | None, x: Tensor | None) -> str:
         return f"backend 'triton' needs a tensor on a GPU, but x is on {x.device}"
     if x is not None and x.dtype not in (torch.float32, torch.float16, torch.bfloat16):
         return f"backend 'triton' computes float32, float16 and bfloat16, but x is {x.dtype}"
-    if not hasattr(torch.library, 'custom_op'):
-        return f"backend 'triton' needs torch >= 2.4, but this is {torch.__version__}"
-    if importlib.util.find_spec('triton') is None:
-        return "backend 'triton' needs triton, which is not installed"
-    return ''
+    return _NO_TRITON
 
 
 def _choose(backend: str, normalization: str, basis: Basis, x: Tensor | None) -> str:

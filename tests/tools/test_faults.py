@@ -129,6 +129,58 @@ def test_auto_resume_of_a_hostile_directory(tool: Callable, shapes_root: str, tm
     assert not (tmp_path / 'touched').exists()
 
 
+def test_a_config_in_a_checkpoint_is_not_run(tool: Callable, shapes_root: str, tmp_path: Path) -> None:
+    """On resuming, MMEngine would run this text as Python."""
+    meta = dict(epoch=1, iter=1, config=f'open({str(tmp_path / "touched")!r}, "w")\n')
+    state = dict(meta=meta, state_dict=weights(), message_hub=dict(), optimizer=dict(a=1))
+    torch.save(state, tmp_path / 'epoch_1.pth')
+    data = ['--cfg-options', f'data_root={shapes_root}']
+    for resume in ([], [tmp_path / 'epoch_1.pth']):
+        message = tool('train.py', DEMO, '--work-dir', tmp_path, '--resume', *resume, *data)
+        assert 'the training can not begin' in message  # the optimizer's state is none
+        assert not (tmp_path / 'touched').exists()
+
+
+@pytest.mark.parametrize(('option', 'culprit'), [
+    ('default_hooks.checkpoint.interval=x', 'interval'), ('optim_wrapper=None', 'optim_wrapper'),
+    ('optim_wrapper.optimizer.lr=-1', 'learning rate'), ('optim_wrapper.optimizer.type=Nope', 'Nope'),
+    ('train_cfg.val_interval=0', 'val_interval'), ('custom_hooks=5', 'custom_hooks'), ('load_from=5', 'load_from'),
+    ('default_hooks=None default_hooks.logger=5', 'default_hooks'), ('load_from=ftp://host/a.pth', 'ftp'),
+    ('train_dataloader.dataset.metainfo.classes=disc', 'classes'), ('param_scheduler.0.type=Nope', 'Nope'),
+])  # fmt: skip
+def test_settings_that_can_not_be(option: str, culprit: str, tool: Callable, shapes_root: str, tmp_path: Path) -> None:
+    message = tool(
+        'train.py', DEMO, '--work-dir', tmp_path, '--cfg-options', f'data_root={shapes_root}', *option.split()
+    )
+    assert culprit.lower() in message.lower()
+    assert not list(tmp_path.glob('*.pth'))
+
+
+def test_weights_of_another_model_are_not_resumed(tool: Callable, shapes_root: str, tmp_path: Path) -> None:
+    state = dict(meta=dict(epoch=1, iter=1), state_dict=weights(), message_hub={}, optimizer={})
+    data = ['--cfg-options', f'data_root={shapes_root}']
+    plain = {key: value for key, value in weights().items() if '.rkan.' not in key}
+    broken = {key: value * float('nan') if value.is_floating_point() else value for key, value in weights().items()}
+    for content, what in ((plain, 'weights of the detector are not in it'), (broken, 'are NaN or infinite')):
+        torch.save(dict(state, state_dict=content), tmp_path / 'epoch_1.pth')
+        message = tool('train.py', DEMO, '--work-dir', tmp_path, '--resume', *data)
+        assert 'does not fit the config' in message
+        assert what in message
+
+
+def test_what_is_there_is_not_replaced(tool: Callable, shapes_root: str, tmp_path: Path) -> None:
+    data = ['--cfg-options', f'data_root={shapes_root}']
+    torch.save(dict(state_dict=weights()), tmp_path / 'epoch_1.pth')
+    (tmp_path / 'a.pkl').write_bytes(b'mine')
+    work = ['--work-dir', tmp_path]
+    assert 'a.pkl exists' in tool('test.py', DEMO, tmp_path / 'epoch_1.pth', *work, '--out', tmp_path / 'a.pkl', *data)
+    assert (tmp_path / 'a.pkl').read_bytes() == b'mine'
+    assert 'holds checkpoints of a training (epoch_1.pth)' in tool('train.py', DEMO, *work, *data)
+    (tmp_path / 'folder').mkdir()
+    convert = ['convert_checkpoint.py', 'from-plain', tmp_path / 'epoch_1.pth', tmp_path / 'folder', '--config', DEMO]
+    assert 'folder is a folder; name a file' in tool(*convert, '--overwrite')
+
+
 def test_weights_of_another_model_are_not_tested(tool: Callable, shapes_root: str, tmp_path: Path) -> None:
     state = weights()
     plain = {key: value for key, value in state.items() if '.rkan.' not in key}
