@@ -36,6 +36,16 @@ class UserError(Exception):
     """Something the user can mend; tools print it as one line and exit with code 1."""
 
 
+# what a config is made of, where it has it
+_KINDS: dict[str, type] = {
+    **dict.fromkeys(('model', 'train_cfg', 'val_cfg', 'test_cfg', 'default_hooks', 'custom_imports'), dict),
+    **dict.fromkeys(('train_dataloader', 'val_dataloader', 'test_dataloader', 'optim_wrapper', 'env_cfg'), dict),
+    'custom_hooks': Sequence,
+    'default_scope': str,
+    'work_dir': str,
+}
+
+
 class _Options(DictAction):
     """``KEY=VALUE ...``; anything else is a mistake of the caller, and said as one."""
 
@@ -93,6 +103,9 @@ def read_config(path: str, options: dict[str, Any] | None = None) -> Config:
         cfg.merge_from_dict(options)
     except (KeyError, TypeError) as error:
         raise UserError(f'--cfg-options do not fit the config: {error}') from error
+    for name, kind in _KINDS.items():
+        if not isinstance(cfg.get(name), (kind, type(None))):
+            raise UserError(f'{name} of the config must be a {kind.__name__}, but is {cfg[name]!r}')
     return cfg
 
 
@@ -159,7 +172,7 @@ def check_config(cfg: Config, loaders: tuple[str, ...], loads_weights: bool) -> 
             f'this config needs {scope}, which is not installed: `pip install {scope}`'
             + (', or `make env STACK=pretrain` sets it up beside a torch that it works with' * (scope == 'mmpretrain'))
         )
-    amp = str(cfg.get('optim_wrapper', {}).get('type', '')).endswith('AmpOptimWrapper')
+    amp = str((cfg.get('optim_wrapper') or {}).get('type', '')).endswith('AmpOptimWrapper')
     if amp and 'train_dataloader' in loaders and not torch.cuda.is_available():
         raise UserError('mixed precision (--amp, AmpOptimWrapper) needs a GPU and there is none; train without it')
     for part in _parts(cfg.get('model')) if loads_weights else ():
@@ -424,10 +437,10 @@ def start_training(runner: Any, state: dict[str, Any] | None = None) -> None:
         load_exactly(runner.model, state['state_dict'], runner._load_from)
     try:
         runner.train()
-    except (UserError, CheckpointError, DataError, FloatingPointError, OSError):
+    except (UserError, CheckpointError, DataError, FloatingPointError):
         raise
     except Exception as error:
-        if begun:
+        if begun or getattr(error, 'strerror', None):  # of the disk
             raise
         raise UserError(f'the training can not begin: {_one_line(error)}') from error
 

@@ -143,9 +143,9 @@ def test_a_config_in_a_checkpoint_is_not_run(tool: Callable, shapes_root: str, t
 
 @pytest.mark.parametrize(('option', 'culprit'), [
     ('default_hooks.checkpoint.interval=x', 'interval'), ('optim_wrapper=None', 'optim_wrapper'),
-    ('optim_wrapper.optimizer.lr=-1', 'learning rate'), ('optim_wrapper.optimizer.type=Nope', 'Nope'),
+    ('optim_wrapper.optimizer.lr=-1', 'learning rate'),
     ('train_cfg.val_interval=0', 'val_interval'), ('custom_hooks=5', 'custom_hooks'), ('load_from=5', 'load_from'),
-    ('default_hooks=None default_hooks.logger=5', 'default_hooks'), ('load_from=ftp://host/a.pth', 'ftp'),
+    ('default_hooks=5', 'default_hooks'), ('default_scope=5', 'default_scope'), ('load_from=ftp://host/a.pth', 'ftp'),
     ('train_dataloader.dataset.metainfo.classes=disc', 'classes'), ('param_scheduler.0.type=Nope', 'Nope'),
 ])  # fmt: skip
 def test_settings_that_can_not_be(option: str, culprit: str, tool: Callable, shapes_root: str, tmp_path: Path) -> None:
