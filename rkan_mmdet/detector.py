@@ -77,7 +77,7 @@ def _first_dataset(cfg: Config) -> Any:
 
 
 def _check_classes(model: nn.Module, classes: Any, source: str) -> tuple[str, ...]:
-    if isinstance(classes, str) or not classes:
+    if not (isinstance(classes, (tuple, list)) and classes and all(isinstance(name, str) for name in classes)):
         raise UserError(f'{source} must name the classes in a tuple, but gives {classes!r}')
     for name, module in model.named_modules():
         # as MMDetection's NumClassCheckHook: these have classes of their own

@@ -433,8 +433,8 @@ def start_training(runner: Any, state: dict[str, Any] | None = None) -> None:
         raise UserError(f'train_cfg.val_interval must be at least 1, but is {loop.val_interval}')
     run = loop.run
     loop.run = lambda: begun.append(True) or run()
-    if state is not None and isinstance(getattr(runner, 'model', None), torch.nn.Module):
-        load_exactly(runner.model, state['state_dict'], runner._load_from)
+    if isinstance(getattr(runner, 'model', None), torch.nn.Module):
+        _check_fit(runner, state)
     try:
         runner.train()
     except (UserError, CheckpointError, DataError, FloatingPointError):
@@ -443,6 +443,16 @@ def start_training(runner: Any, state: dict[str, Any] | None = None) -> None:
         if begun or getattr(error, 'strerror', None):  # of the disk
             raise
         raise UserError(f'the training can not begin: {_one_line(error)}') from error
+
+
+def _check_fit(runner: Any, state: dict[str, Any] | None) -> None:
+    path = runner._load_from
+    if state is not None:
+        load_exactly(runner.model, state['state_dict'], path)
+    elif path and '://' not in path:  # weights of a model that is like this one in part
+        names = {re.sub(r'^module\.', '', name) for name in check_checkpoint(path)[0]}
+        if not names & {re.sub(r'^module\.', '', name) for name in runner.model.state_dict()}:
+            raise UserError(f'checkpoint {path} does not fit the config: none of its weights is of the detector')
 
 
 def build_model(cfg: Config, part: ConfigDict | None = None) -> torch.nn.Module:

@@ -166,6 +166,9 @@ def test_weights_of_another_model_are_not_resumed(tool: Callable, shapes_root: s
         message = tool('train.py', DEMO, '--work-dir', tmp_path, '--resume', *data)
         assert 'does not fit the config' in message
         assert what in message
+    torch.save(dict(state_dict=dict(a=torch.ones(1))), tmp_path / 'other.pth')
+    message = tool('train.py', DEMO, '--work-dir', tmp_path / 'new', *data, f'load_from={tmp_path / "other.pth"}')
+    assert 'other.pth does not fit the config: none of its weights is of the detector' in message
 
 
 def test_what_is_there_is_not_replaced(tool: Callable, shapes_root: str, tmp_path: Path) -> None:

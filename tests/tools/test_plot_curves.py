@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from rkan_mmdet.plot import read_scalars
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -59,3 +61,20 @@ def test_refusals(arguments: list, message: str, runs: list, tmp_path: Path, mon
     assert result.returncode == 1
     assert message in result.stderr
     assert 'Traceback' not in result.stderr
+
+
+@pytest.mark.parametrize(('line', 'message'), [
+    ('nonsense}', 'line 1 of .*scalars.json is not of a log of MMEngine'), ('{"loss": 1}', 'line 1 of .* has no step'),
+    ('{"loss": 1, "step": 1, "epoch": "x"}', 'is not of a log'), ('', 'holds no line of a log'),
+])  # fmt: skip
+def test_damaged_logs(line: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / '1' / 'vis_data').mkdir(parents=True)
+    (tmp_path / '1' / 'vis_data' / 'scalars.json').write_text(f'{line}\n')
+    with pytest.raises(ValueError, match=message):
+        read_scalars(tmp_path)
+
+
+def test_a_log_whose_first_step_is_zero(tmp_path: Path) -> None:
+    (tmp_path / '1' / 'vis_data').mkdir(parents=True)
+    (tmp_path / '1' / 'vis_data' / 'scalars.json').write_text('{"loss": 1, "step": 0, "epoch": 1}\n')
+    assert read_scalars(tmp_path) == dict(loss=[(0, 1)])

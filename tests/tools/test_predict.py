@@ -21,6 +21,7 @@ from pycocotools import mask as mask_utils
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from rkan_mmdet import detector, predict
 from rkan_mmdet.launch import UserError, read_config
 
 ROOT = Path(__file__).parents[2]
@@ -240,6 +241,38 @@ def test_video(tool: Callable, video: Path, tmp_path: Path) -> None:
     broken = tmp_path / 'broken.mp4'
     broken.write_bytes(b'no video' * 100)
     assert 'neither an image nor a video' in tool(broken, '--out', tmp_path / 'none')[0]
+
+
+def test_a_video_on_a_full_disk(tool: Callable, video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """OpenCV says nothing when its file is cut off."""
+    release = predict._Pictures.close
+
+    def cut(self: predict._Pictures) -> None:
+        self._writer.release()
+        self._file.write_bytes(self._file.read_bytes()[:1000])
+        release(self)
+
+    monkeypatch.setattr(predict._Pictures, 'close', cut)
+    message, _ = tool(video, '--out', tmp_path / 'out')
+    assert 'the video can not be written whole' in message
+    assert not (tmp_path / 'out').exists()
+
+
+def test_no_picture_takes_the_place_of_another(tool: Callable, shapes_root: str, tmp_path: Path) -> None:
+    folder = tmp_path / 'images'
+    folder.mkdir()
+    with Image.open(Path(shapes_root, 'val', '000000.jpg')) as image:
+        for name in ('a.bmp', 'a.bmp.png'):
+            image.save(folder / name)
+    message, _ = tool(folder, '--out', tmp_path / 'out')
+    assert message == ''
+    assert len(list((tmp_path / 'out' / 'vis').iterdir())) == 2
+
+
+@pytest.mark.parametrize('classes', [5, 'cat', [1, 2], [], {'cat': 1}])
+def test_class_names_of_the_wrong_kind(classes: object) -> None:
+    with pytest.raises(UserError, match=r'a\.pth must name the classes in a tuple, but gives'):
+        detector._check_classes(torch.nn.Identity(), classes, 'a.pth')
 
 
 def test_nothing_is_overwritten_or_left_half_written(
