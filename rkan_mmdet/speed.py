@@ -182,7 +182,7 @@ def peak_memory(function: Callable[[], Any], cuda: bool) -> int:
         function()
     events = [e for e in profiler.profiler.kineto_results.events() if e.name() == '[memory]']
     live = peak = 0
-    for event in sorted(events, key=lambda e: e.start_ns()):
+    for event in sorted(events, key=lambda e: e.start_ns() if hasattr(e, 'start_ns') else e.start_us()):  # torch 2.1
         live += event.nbytes()
         peak = max(peak, live)
     return peak

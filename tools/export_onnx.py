@@ -1,5 +1,7 @@
 """Write a detector, or its backbone, as an ONNX file; run the file, compare it with PyTorch, and only then name it."""
 
+from __future__ import annotations
+
 import argparse
 import importlib.util
 import os
