@@ -62,7 +62,7 @@ def test_config(path: str, tmp_path: Path) -> None:
     else:  # MMCV's nms takes no bf16, the backbone does
         model.backbone.zero_grad()
         with torch.autocast('cpu', torch.bfloat16):
-            features = model.backbone(data['inputs'])
+            features = model.backbone(data['inputs'][:1, :, :64, :64])
         sum(f.float().square().mean() for f in features).backward()
         assert all(p.grad.isfinite().all() for p in model.backbone.parameters() if p.requires_grad)
 
