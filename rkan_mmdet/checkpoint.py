@@ -308,7 +308,7 @@ def find_training_state(work_dir: str | Path) -> tuple[str, dict[str, Any]] | No
     work_dir = Path(work_dir)
     pointer = work_dir / 'last_checkpoint'
     name = pointer.read_text(errors='replace').strip() if pointer.is_file() else ''
-    folders = {work_dir.resolve(), Path(name).resolve().parent if name else work_dir.resolve()}
+    folders = {work_dir.resolve(), (Path(name) if name else pointer).resolve().parent}
     files = [
         path
         for folder in folders  # with the hook's out_dir they are in two

@@ -348,11 +348,11 @@ def _check_work_dir(work_dir: str, resumed: str | None) -> None:
 
 
 def _add_hooks(cfg: Config) -> None:
-    hooks = dict(cfg.get('default_hooks') or {})
-    saving = hooks.setdefault('checkpoint', dict(type='CheckpointHook', interval=1))
+    defaults = dict(cfg.get('default_hooks') or {})
+    saving = defaults.setdefault('checkpoint', dict(type='CheckpointHook', interval=1))
     if saving is not None and _name_of_type(saving) == 'CheckpointHook':
-        hooks['checkpoint'] = dict(saving, type='AtomicCheckpointHook')
-    cfg.default_hooks = hooks
+        defaults['checkpoint'] = dict(saving, type='AtomicCheckpointHook')
+    cfg.default_hooks = defaults
     hooks = cfg.get('custom_hooks') or []
     named = [_name_of_type(hook) for hook in hooks]
     cfg.custom_hooks = [*hooks, *(dict(type=name) for name in ('ReseedHook', 'FiniteHook') if name not in named)]
