@@ -54,7 +54,10 @@ ABLATION = {
 }
 TUNED = ('plain-tuned', 'rkan-tuned', 'adapter')  # start from the plain run of the same seed, and run as long again
 MAIN = ('plain', 'rkan', 'linear')
-CONFIGS = dict(shapes='mask-rcnn_r18_fpn_shapes.py', bccd='faster-rcnn_r18_fpn_bccd.py')
+CONFIGS = dict(
+    shapes='mask-rcnn_r18_fpn_shapes.py', bccd='faster-rcnn_r18_fpn_bccd.py', large='mask-rcnn_r50_fpn_shapes-large.py'
+)
+SHAPES = dict(shapes={}, large=dict(num_train=3000, size=384))  # besides 200 validation images of seed 3
 
 
 class Run(NamedTuple):
@@ -85,7 +88,7 @@ def plan() -> Iterator[Run]:
     """Every run, in the order of priority; seeds outermost, so that a cut leaves whole comparisons."""
     for data, arms, seeds in (
         ('shapes', ARMS, 5), ('bccd', MAIN, 3), ('shapes-quarter', MAIN, 3), ('bccd-quarter', MAIN, 3),
-        ('shapes-short', ABLATION, 3),
+        ('shapes-short', ABLATION, 3), ('large', MAIN, 2),
     ):  # fmt: skip
         for seed in range(1, seeds + 1):
             for arm in arms:
@@ -99,7 +102,7 @@ def make_config(run: Run, work_dir: Path, data_root: Optional[Path]) -> Config:
         if not Path(cfg.data_root).is_dir():
             raise UserError(f'{cfg.data_root} does not exist; docs/study.md says where the data is')
     else:
-        make_shapes(cfg.data_root.rstrip('/'), num_val=200, val_seed=3)
+        make_shapes(cfg.data_root.rstrip('/'), num_val=200, val_seed=3, **SHAPES[run.base])
     cfg.model.backbone.update(run.backbone)
     cfg.randomness = dict(seed=run.seed)
     cfg.work_dir = str(work_dir)
@@ -159,6 +162,8 @@ def execute(run: Run, args: argparse.Namespace) -> None:
         start_from_plain(run, cfg, args)
     seconds, peak_memory = train(cfg)
     curves = read_scalars(work_dir)
+    if 'memory' in curves:  # on a GPU its own counts
+        peak_memory = round(max(value for _, value in curves['memory']))
     an_iteration = None if args.untimed else round(statistics.median(v for _, v in curves['time']), 4)
     init_default_scope('mmdet')
     run.result.parent.mkdir(parents=True, exist_ok=True)
@@ -166,11 +171,15 @@ def execute(run: Run, args: argparse.Namespace) -> None:
         data=run.data, arm=run.arm, seed=run.seed, config=f'configs/study/{CONFIGS[run.base]}',
         backbone=run.backbone, epochs=cfg.train_cfg.max_epochs, parameters=count_parameters(MODELS.build(cfg.model)),
         seconds=round(seconds, 1), seconds_an_iteration=an_iteration, peak_memory_mib=peak_memory,
-        torch=torch.__version__,
+        torch=torch.__version__, device=device_name(),
         coco={key[5:]: points[-1][1] for key, points in curves.items() if key.startswith('coco/')},
         loss=[[round(epoch, 3), round(value, 4)] for epoch, value in curves['loss']],
     )  # fmt: skip
     run.result.write_text(json.dumps(result, indent=1) + '\n')
+
+
+def device_name() -> str:
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else 'cpu'
 
 
 def left() -> list:
@@ -203,12 +212,21 @@ def interval(differences: list) -> str:
     return f'{mean:+.2f} [{mean - half:+.2f}, {mean + half:+.2f}]'
 
 
+def differ(results: dict, data: str, arm: str, base: str, metric: str) -> list:
+    """Differences of an arm to another in AP, of the seeds that both have."""
+    return [
+        100 * (row['coco'][metric] - results[data, base, seed]['coco'][metric])
+        for (of_data, of_arm, seed), row in results.items()
+        if (of_data, of_arm) == (data, arm) and (data, base, seed) in results
+    ]
+
+
 def report() -> str:
     results = {(r['data'], r['arm'], r['seed']): r for r in read_results()}
     lines = []
     for data in dict.fromkeys(run.data for run in plan()):
         runs = [run for run in plan() if run.data == data]
-        metrics = ['bbox_mAP', 'segm_mAP'] if data.startswith('shapes') else ['bbox_mAP']
+        metrics = ['bbox_mAP', 'segm_mAP'] if not data.startswith('bccd') else ['bbox_mAP']
         head = ['arm', 'seeds']
         for metric in metrics:
             name = 'box' if metric == 'bbox_mAP' else 'mask'
@@ -221,8 +239,7 @@ def report() -> str:
             cells = [arm if arm in (base, 'plain') else f'{arm} (to {base})', str(len(rows)) if rows else '']
             for metric in metrics:
                 values = [100 * row['coco'][metric] for row in rows]
-                pairs = [(row, results.get((data, base, row['seed']))) for row in rows]
-                differences = [100 * (a['coco'][metric] - b['coco'][metric]) for a, b in pairs if b]
+                differences = differ(results, data, arm, base, metric)
                 spread = f' ({statistics.stdev(values):.2f})' if len(values) > 1 else ''
                 cells.append(f'{statistics.mean(values):.2f}{spread}' if rows else '')
                 cells.append(interval(differences) if differences and arm != base else '')
@@ -230,6 +247,10 @@ def report() -> str:
                 known = [row[key] for row in rows if row[key] is not None]
                 cells.append(f'{statistics.median(known):.4g}' if known else '')
             lines.append('| ' + ' | '.join(cells) + ' |')
+        found = {metric: differ(results, data, 'rkan', 'linear', metric) for metric in metrics}
+        if any(found.values()):
+            text = ', '.join(f'{"box" if m == "bbox_mAP" else "mask"} AP {interval(d)}' for m, d in found.items())
+            lines += ['', f'The polynomial alone, `rkan` to `linear`: {text}.']
         lines.append('')
     return '\n'.join(lines)
 
@@ -261,6 +282,7 @@ def main() -> None:
     parser.add_argument('--data-root', type=Path, help='the folder that holds bccd (default: data)')
     parser.add_argument('--only', nargs='+', metavar='DATA', help='only these data sets')
     parser.add_argument('--arms', nargs='+', metavar='ARM', help='only these arms')
+    parser.add_argument('--seeds', type=int, nargs='+', metavar='N', help='only these seeds')
     parser.add_argument('--minutes', type=float, default=float('inf'), help='begin no run after so many minutes')
     parser.add_argument('--untimed', action='store_true', help='other work runs beside: keep no time an iteration')
     args = parser.parse_args()
@@ -274,7 +296,13 @@ def main() -> None:
     ):
         for value in set(given or ()) - known:
             raise UserError(f'--{name} must be of {", ".join(sorted(known))}, but got {value}')
-    runs = [r for r in left() if (not args.only or r.data in args.only) and (not args.arms or r.arm in args.arms)]
+    runs = [
+        r
+        for r in left()
+        if (r.data in args.only if args.only else r.data != 'large' or torch.cuda.is_available())
+        and (not args.arms or r.arm in args.arms)
+        and (not args.seeds or r.seed in args.seeds)
+    ]
     print(f'{len(runs)} runs are left, about {estimate(runs) / 3600:.1f} hours', flush=True)
     if args.command == 'plan':
         for run in runs:

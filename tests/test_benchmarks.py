@@ -1,11 +1,15 @@
 """The benchmarks print their figures, each in a short form."""
 
+import importlib.util
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
+
+from rkan_mmdet.ops import KANConv2d
 
 ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.slow
@@ -23,6 +27,21 @@ def test_kan_conv() -> None:
     forward, both = out.splitlines()
     assert re.search(r'over tanh: channels_last [\d.]+  nchw [\d.]+; \d+ x faster than unfolding$', forward)
     assert float(re.search(r'keeps ([\d.]+) x the input', both)[1]) <= 1.1, 'more than its input is kept'
+
+
+@pytest.mark.parametrize('dtype', [torch.float64, torch.float32], ids=str)
+def test_kan_conv_checks_first(dtype: torch.dtype) -> None:
+    spec = importlib.util.spec_from_file_location('kan_conv', ROOT / 'benchmarks' / 'kan_conv.py')
+    benchmark = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(benchmark)
+    fast, slow = (KANConv2d(3, stride=2, backend=backend) for backend in ('eager', 'reference'))
+    slow.load_state_dict(fast.state_dict())
+    x = torch.randn(2, 3, 9, 8)
+    benchmark.check(fast, slow, x, dtype)
+    with torch.no_grad():
+        fast.basis_weight[0, 4, 3] += 1e-3
+    with pytest.raises(SystemExit, match='differs from the reference'):
+        benchmark.check(fast, slow, x, dtype)
 
 
 def test_growth(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ def write(folder: Path, data: str, arm: str, seed: int, box: float, mask: float)
 
 def test_plan_covers_the_matrix_once() -> None:
     runs = list(study.plan())
-    assert len(set(runs)) == len(runs) == 8 * 5 + 3 * 3 * 3 + 12 * 3
+    assert len(set(runs)) == len(runs) == 8 * 5 + 3 * 3 * 3 + 12 * 3 + 3 * 2
     for run in runs[:8]:  # an arm that starts from the plain run comes after it
         assert run.seed == 1
     assert [run.arm for run in runs[:8]] == list(study.ARMS)
@@ -45,6 +45,7 @@ def test_report_pairs_seeds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert rows['rkan (to plain)'][1:4] == ['3', '27.00 (4.00)', '+2.00 [-0.48, +4.48]']
     assert rows['rkan (to plain)'][5:7] == ['+0.00 [+0.00, +0.00]', '0.5']
     assert rows['linear (to plain)'][1:4] == ['1', '20.00', '-10.00']
+    assert '`rkan` to `linear`: box AP +11.00, mask AP +0.00.' in table
     assert rows['adapter (to plain-tuned)'][1].strip() == ''
     assert study.estimate([study.Run('bccd', 'plain', 1)]) == 100
     study.plot(tmp_path / 'study.png')
@@ -69,7 +70,7 @@ def test_arms_differ_in_the_backbone_alone(tmp_path: Path, monkeypatch: pytest.M
 def test_committed_results_are_whole() -> None:
     for row in study.read_results():
         assert (ROOT / row['config']).is_file()
-        assert len(row['coco']) == 12 * (2 if row['data'].startswith('shapes') else 1)
+        assert len(row['coco']) == 12 * (1 if row['data'].startswith('bccd') else 2)
         assert row['seconds'] > 0
 
 

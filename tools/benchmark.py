@@ -49,6 +49,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--warmup', type=int, default=10, help='predictions before them (default: %(default)s)')
     parser.add_argument('--device', default='auto', help='auto (a GPU where there is one), cpu, cuda, cuda:1')
     parser.add_argument('--fuse', action='store_true', help='fold batch norms into convolutions first')
+    parser.add_argument('--amp', action='store_true', help='under autocast, in half precision')
     parser.add_argument('--backbone', action='store_true', help='time the backbone alone')
     parser.add_argument('--train', action='store_true', help='time loss and gradients of random images and boxes')
     parser.add_argument('--json', type=Path, help='write the figures to this file')
@@ -96,7 +97,8 @@ def make_run(args: argparse.Namespace, cfg: Config, model: nn.Module) -> tuple[n
             batches = [model.data_preprocessor(batch)['inputs'] for batch in batches]
         model = model.backbone
         function = train_backbone if args.train else torch.no_grad()(lambda backbone, inputs: backbone(inputs))
-    return model, partial(run_round, function, model, batches)
+    autocast = torch.autocast(args.device.partition(':')[0], enabled=args.amp)
+    return model, partial(run_round, autocast(function), model, batches)
 
 
 def run_round(function: Callable, model: nn.Module, batches: list, i: int) -> None:
@@ -114,7 +116,7 @@ def main() -> None:
         shared = share_weights(*(model for _, model in models.values()))
     runs = {name: make_run(args, *pair) for name, pair in models.items()}
     cuda = args.device.startswith('cuda')
-    if cuda:
+    if cuda and torch.device(args.device).index is not None:
         torch.cuda.set_device(args.device)  # the one that is timed
     with Progress(*Progress.get_default_columns()[:3], TimeRemainingColumn(), transient=True) as progress:
         task = progress.add_task('timing', total=args.rounds + args.warmup)
@@ -125,7 +127,8 @@ def main() -> None:
     what = 'images of the test set' if args.dataset else f'random images of {args.size[0]}x{args.size[1]}'
     what += ', training' if args.train else ''
     print(
-        f'{device}, {torch.get_num_threads()} threads, torch {torch.__version__}, fp32, batch {args.batch_size}, {what}'
+        f'{device}, {torch.get_num_threads()} threads, torch {torch.__version__}, {"AMP" if args.amp else "fp32"}, '
+        f'batch {args.batch_size}, {what}'
     )
     rows = {}
     for name, (model, run) in runs.items():
@@ -143,7 +146,9 @@ def main() -> None:
             f'{rows[name]["multiply_adds"] / 1e9:.2f} G multiply-adds an image, '
             f'{rows[name]["peak_memory"] / 2**20:.0f} MiB of tensors besides the model'
         )
-    result = dict(device=device, torch=torch.__version__, batch_size=args.batch_size, images=what, models=rows)
+    result = dict(
+        device=device, torch=torch.__version__, amp=args.amp, batch_size=args.batch_size, images=what, models=rows
+    )
     if len(runs) == 2:
         ratios = [b / a for a, b in zip(*seconds.values())]
         low, median, high = quartiles(ratios)

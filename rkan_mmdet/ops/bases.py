@@ -131,6 +131,7 @@ class Polynomial(Basis):
         self.degree = check_int('degree', degree, 1)
         self.num_functions = degree + 1
         self._steps = [self.recurrence(j) for j in range(degree)]
+        self.flat_monomials = [value for row in self.monomials() for value in row]
 
     def recurrence(self, j: int) -> tuple[float, float, float]:
         """``(a_j, b_j, c_j)`` of the step from degree ``j`` to ``j + 1``."""

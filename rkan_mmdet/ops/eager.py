@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -38,6 +39,19 @@ def is_monomial(basis: Basis) -> bool:
     return isinstance(basis, Polynomial) and basis.degree <= MAX_MONOMIAL_DEGREE
 
 
+@lru_cache
+def _monomials_on(basis: Polynomial, dtype: torch.dtype, device: torch.device) -> Tensor:
+    with torch.inference_mode(False):  # it serves training too
+        return torch.tensor(basis.monomials(), dtype=dtype, device=device)
+
+
+def _monomials(basis: Polynomial, weight: Tensor) -> Tensor:
+    # Sent to a GPU once: sending waits until the GPU has done all before it. Not kept where it may be no real tensor.
+    if type(weight) is Tensor and weight.is_cuda and not is_compiling():
+        return _monomials_on(basis, weight.dtype, weight.device)
+    return weight.new_tensor(basis.monomials())
+
+
 def fold(
     basis_weight: Tensor | None, linear_bias: Tensor | None, kernel_size: tuple[int, int], basis: Basis
 ) -> tuple[Tensor | None, Tensor | None]:
@@ -45,7 +59,7 @@ def fold(
     if basis_weight is None:
         return None, linear_bias
     if is_monomial(basis):
-        basis_weight = basis_weight @ basis_weight.new_tensor(basis.monomials())
+        basis_weight = basis_weight @ _monomials(basis, basis_weight)
         constant = basis_weight[..., 0].sum(1)
     else:
         zero = torch.zeros((), dtype=basis_weight.dtype, device=basis_weight.device)
@@ -320,6 +334,7 @@ def kan_conv2d_eager(
     x: Tensor,
     linear_weight: Tensor,
     basis_weight: Tensor | None,
+    basis_scale: Tensor | None,
     linear_bias: Tensor | None,
     basis: Basis,
     kernel_size: tuple[int, int],
@@ -327,7 +342,9 @@ def kan_conv2d_eager(
     padding: tuple[int, int],
     dilation: tuple[int, int],
 ) -> Tensor:
-    """See :func:`rkan_mmdet.ops.kan_conv2d`; ``basis_weight`` comes with its scale multiplied in."""
+    """See :func:`rkan_mmdet.ops.kan_conv2d`."""
+    if basis_scale is not None:
+        basis_weight = basis_weight * basis_scale[..., None]
     spec = Spec(basis, stride, padding, dilation)
     functions, constant = fold(basis_weight, linear_bias, kernel_size, basis)
     linear = linear_weight.reshape(-1, *kernel_size)

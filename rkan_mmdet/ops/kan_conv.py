@@ -29,10 +29,10 @@ def _find_triton() -> str:
             found = version(name)
         except PackageNotFoundError:
             continue
-        # with 3.0, of torch 2.4, the kernels give NaN in its interpreter
-        old = tuple(map(int, found.split('.')[:2])) < (3, 2)
-        return f"backend 'triton' needs triton >= 3.2, but this is {found}" if old else ''
-    return "backend 'triton' needs triton >= 3.2, which is not installed"
+        # the kernels hold their weights in tuples, which older ones do not take
+        old = tuple(map(int, found.split('.')[:2])) < (3, 4)
+        return f"backend 'triton' needs triton >= 3.4, but this is {found}" if old else ''
+    return "backend 'triton' needs triton >= 3.4, which is not installed"
 
 
 _NO_TRITON = _find_triton()
@@ -170,29 +170,41 @@ def kan_conv2d(
         padding=check_pair('padding', padding, 0),
         dilation=check_pair('dilation', dilation, 1),
     )
-    _check_tensors(x, linear_weight, basis_weight, basis_scale, linear_bias, arctan_scale, basis, normalization, sizes)
-    chosen = _choose(backend, normalization, basis, x)
+    weights = (linear_weight, basis_weight, basis_scale, linear_bias, arctan_scale)
+    _check_tensors(x, *weights, basis, normalization, sizes)
+    return _compute(x, weights, basis, normalization, backend, sizes)
 
-    dtype = torch.float32 if x.dtype in (torch.float16, torch.bfloat16) else x.dtype
-    with torch.autocast(x.device.type, enabled=False):
-        weights = [
-            None if weight is None else weight.to(dtype)
-            for weight in (linear_weight, basis_weight, basis_scale, linear_bias, arctan_scale)
-        ]
-        linear_weight, basis_weight, basis_scale, linear_bias, arctan_scale = weights
-        if chosen == 'reference':
-            y = kan_conv2d_reference(
-                x.to(dtype), *weights[:4], basis=basis, normalization=normalization, arctan_scale=arctan_scale, **sizes
+
+def _compute(
+    x: Tensor,
+    weights: tuple[Tensor | None, ...],
+    basis: Basis,
+    normalization: str,
+    backend: str,
+    sizes: dict[str, tuple[int, int]],
+) -> Tensor:
+    """:func:`kan_conv2d` of arguments that fit each other; the weights in its order."""
+    for size, k, p, d in zip(x.shape[2:], sizes['kernel_size'], sizes['padding'], sizes['dilation']):
+        if size + 2 * p < d * (k - 1) + 1:
+            raise ValueError(
+                f'the window (kernel_size={k}, dilation={d}) is larger than the padded input: '
+                f'{d} * ({k} - 1) + 1 > {size} + 2 * {p}'
             )
-        else:
-            if basis_scale is not None:
-                basis_weight = basis_weight * basis_scale[..., None]
-            function = kan_conv2d_eager
-            if chosen == 'triton':
-                from .triton_kan_conv import kan_conv2d_triton as function  # triton need not be there
-            y = function(x, linear_weight, basis_weight, linear_bias, basis, **sizes)
-        y = y.to(x.dtype)
-    if chosen == 'reference' and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous():
+    chosen = _choose(backend, normalization, basis, x)
+    dtype = torch.float32 if x.dtype in (torch.float16, torch.bfloat16) else x.dtype
+    # what there is nothing to do for is asked first: on a GPU the host's time counts
+    weights = tuple(w if w is None or w.dtype == dtype else w.to(dtype) for w in weights)
+    if chosen == 'triton':
+        from .triton_kan_conv import kan_conv2d_triton  # triton need not be there
+
+        return kan_conv2d_triton(x, *weights[:4], basis, **sizes)
+    with torch.autocast(x.device.type, enabled=False):
+        if chosen == 'eager':
+            return kan_conv2d_eager(x, *weights[:4], basis, **sizes).to(x.dtype)
+        y = kan_conv2d_reference(
+            x.to(dtype), *weights[:4], basis=basis, normalization=normalization, arctan_scale=weights[4], **sizes
+        ).to(x.dtype)
+    if x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous():
         y = y.contiguous(memory_format=torch.channels_last)
     return y
 
@@ -225,12 +237,6 @@ def _check_tensors(
     ):
         if tensor is not None and tuple(tensor.shape) != shape:
             raise ValueError(f'{name} must be of shape {shape} with basis {basis!r}, but got {tuple(tensor.shape)}')
-    for size, k, p, d in zip(x.shape[2:], sizes['kernel_size'], sizes['padding'], sizes['dilation']):
-        if size + 2 * p < d * (k - 1) + 1:
-            raise ValueError(
-                f'the window (kernel_size={k}, dilation={d}) is larger than the padded input: '
-                f'{d} * ({k} - 1) + 1 > {size} + 2 * {p}'
-            )
 
 
 class KANConv2d(nn.Module):
@@ -309,21 +315,11 @@ class KANConv2d(nn.Module):
         """``Tensor[N, C, H, W]`` to ``Tensor[N, K*C, H', W']``."""
         if x.dim() != 4 or x.shape[1] != self.in_channels:
             raise ValueError(f'x must be of shape (N, {self.in_channels}, H, W), but got {tuple(x.shape)}')
-        return kan_conv2d(
-            x,
-            self.linear_weight,
-            self.basis_weight,
-            self.basis_scale,
-            self.linear_bias,
-            basis=self.basis,
-            kernel_size=self.kernel_size,
-            stride=self.stride,
-            padding=self.padding,
-            dilation=self.dilation,
-            normalization=self.normalization,
-            arctan_scale=self.arctan_scale,
-            backend=self.backend,
-        )
+        if not x.is_floating_point():
+            raise TypeError(f'x must be a floating point tensor, but got {x.dtype}')
+        weights = (self.linear_weight, self.basis_weight, self.basis_scale, self.linear_bias, self.arctan_scale)
+        sizes = dict(kernel_size=self.kernel_size, stride=self.stride, padding=self.padding, dilation=self.dilation)
+        return _compute(x, weights, self.basis, self.normalization, self.backend, sizes)
 
     def functions(self, x: Tensor) -> Tensor:
         """The learned function of each tap: what an input of value ``x`` at that tap adds to the output.
