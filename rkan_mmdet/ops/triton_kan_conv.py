@@ -29,21 +29,15 @@ _PROGRAMS = 16 * 132
 
 @triton.jit
 def _tanh(x):
-    # The ratio loses digits near 0, where the series is exact to fp32. The square of rsqrt takes less than a division.
+    # 1 - 2 e / (1 + e) loses digits near 0, where the series is exact to fp32
     square = x * x
-    series = x * (1 + square * (-1.0 / 3 + square * (2.0 / 15)))
-    exponent = tl.minimum(-2.8853900817779268 * x, 100.0, propagate_nan=tl.PropagateNan.ALL)  # by 2 / log(2)
-    e = tl.exp2(exponent)
-    root = tl.rsqrt(1 + e)
-    return tl.where(square < 0.01, series, (1 - e) * root * root)
+    series = x * (1 + square * (-1.0 / 3 + square * (2.0 / 15 - square * (17.0 / 315))))
+    e = tl.exp2(-2.8853900817779268 * tl.abs(x))  # 2 / log(2)
+    ratio = 1 - 2 * e / (1 + e)
+    return tl.where(square < 0.0625, series, tl.where(x < 0, -ratio, ratio))
 
 
 # Helpers, since an index in the bodies of unrolled loops can not have a name there.
-@triton.jit
-def _add(values, N: tl.constexpr, value):
-    return values[:N] + (values[N] + value,) + values[N + 1 :]
-
-
 @triton.jit
 def _add_value(totals, N: tl.constexpr, weights, FIRST: tl.constexpr, DEGREE: tl.constexpr, x, u):
     """The totals with what a tap gives for x; Horner, from the highest power."""
@@ -65,9 +59,10 @@ def _slope(weights, FIRST: tl.constexpr, DEGREE: tl.constexpr, u):
 @triton.jit
 def _add_products(sums, FIRST: tl.constexpr, grad, factors, COUNT: tl.constexpr):
     """The sums with the gradients of a tap's weights: of x and of the powers of u."""
+    products = ()
     for m in tl.static_range(COUNT):
-        sums = _add(sums, FIRST + m, grad * factors[m])
-    return sums
+        products = products + (sums[FIRST + m] + grad * factors[m],)
+    return sums[:FIRST] + products + sums[FIRST + COUNT :]
 
 
 @triton.jit
@@ -199,8 +194,8 @@ def _backward(
             if OF_WEIGHTS:
                 for a in tl.static_range(TH):
                     for b in tl.static_range(TW):
-                        grad = grads[(step * ROWS + a + UP) * COLUMNS + b + ACROSS]
-                        sums = _add(sums, (step + 1) * PER_KERNEL - 1, grad)
+                        total = sums[(step + 1) * PER_KERNEL - 1] + grads[(step * ROWS + a + UP) * COLUMNS + b + ACROSS]
+                        sums = sums[: (step + 1) * PER_KERNEL - 1] + (total,) + sums[(step + 1) * PER_KERNEL :]
         h, w = top * SH - PH, left * SW - PW
         x_at = x_ptr + (image.to(tl.int64) * xn + h * xh + w * xw)[:, None] + c * xc
         d_at = grad_x_ptr + (image.to(tl.int64) * dn + h * dh + w * dw)[:, None] + c * dc
