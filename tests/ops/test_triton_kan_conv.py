@@ -129,6 +129,18 @@ def test_odd_values() -> None:
         torch.testing.assert_close(found[0][name], found[1][name], rtol=1e-5, atol=1e-6, equal_nan=True)
 
 
+def test_its_tanh_is_exact() -> None:
+    x = torch.cat([torch.linspace(-9, 9, 2000), torch.linspace(-0.3, 0.3, 600), torch.logspace(-30, -2, 100)])
+    u = kan_conv2d(  # no linear term, and T_1(u) = u
+        x.to(DEVICE).view(1, 1, 1, -1), torch.zeros(1, 1, device=DEVICE),
+        torch.tensor([[[0.0, 1.0]]], device=DEVICE), basis=dict(type='Chebyshev', degree=1),
+        kernel_size=1, padding=0, backend='triton',
+    ).flatten().cpu()  # fmt: skip
+    expected = x.double().tanh()
+    assert (u - expected).abs().max() < 3e-7
+    assert ((u - expected) / expected)[expected != 0].abs().max() < 2e-6
+
+
 def test_its_multiply_adds_are_counted() -> None:
     conv = KANConv2d(3, num_kernels=2, stride=2).to(DEVICE)
     x = torch.randn(1, 3, 6, 5, device=DEVICE, requires_grad=True)
