@@ -217,6 +217,8 @@ def main() -> None:
     parser.add_argument('--compile', action='store_true', help='time torch.compile of the module as well')
     parser.add_argument('--json', help='write the figures to this file')
     args = parser.parse_args()
+    if args.device == 'cuda' and (args.compile or not torch.cuda.is_available()):
+        parser.error('--device cuda needs a GPU, and times no --compile')
     if args.cases is None:
         args.cases = range(len(CASES) + (len(GPU_CASES) if args.device == 'cuda' else 0))
     rows = main_on_gpu(args) if args.device == 'cuda' else main_on_cpu(args)

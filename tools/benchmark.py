@@ -110,6 +110,8 @@ def main() -> None:
     if args.against_checkpoint and not args.against:
         raise UserError('--against-checkpoint needs --against')
     args.device = choose_device(args.device)
+    if args.amp and args.device == 'cpu' and not args.backbone:
+        raise UserError("--amp needs a GPU, or --backbone: on a CPU MMCV's NMS takes fp32 alone")
     models = make_models(args)
     shared = None
     if len(models) == 2 and args.checkpoint is None and args.against_checkpoint is None:
