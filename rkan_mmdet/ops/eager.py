@@ -4,8 +4,8 @@ One kernel serves all channels and every tap sees the same function of its pixel
 pixel, and each is then one depthwise convolution with the shared k x k kernel. Every plane is shifted to vanish at
 x = 0, which makes zero padding exact; what the shift takes away is one constant, added everywhere.
 
-On a CPU the channels are taken some at a time, so that planes stay in the caches: fresh memory costs more than
-arithmetic.
+On a CPU some images, or some channels of one, are taken at a time, so that planes stay in the caches: fresh memory
+costs more than arithmetic.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from .bases import Basis, Polynomial
 # Monomials cost one multiplication a plane and make the constants vanish, but lose digits as the degree grows.
 MAX_MONOMIAL_DEGREE = 5
 # Bytes of a plane that is worked on at once; by measurement (benchmarks/kan_conv.py).
-PART_BYTES = 2**22
+PART_BYTES = 2**23
 
 
 class Spec(NamedTuple):
@@ -95,18 +95,29 @@ def _planes(x: Tensor, basis: Basis) -> Iterator[Tensor]:
         yield power
 
 
-def _parts(x: Tensor) -> list[slice]:
-    """Slices of the channels that are worked on one after the other."""
-    channels, count = x.shape[1], 1
+def _parts(x: Tensor) -> list[tuple[slice, slice]]:
+    """Slices of the images and of the channels that are worked on one after the other."""
+    (images, channels), count = x.shape[:2], 1
     if x.device.type == 'cpu':
         count = math.ceil(x.numel() * x.element_size() / PART_BYTES) or 1
+    some = -(-images // count) or 1  # whole images first: in channels_last they are no copies
+    count = -(-count // (-(-images // some) or 1))
     step = -(-channels // (16 * count)) * 16  # oneDNN takes 16 at a time
-    return [slice(first, first + step) for first in range(0, channels, step)]
+    return [
+        (slice(image, image + some), slice(first, first + step))
+        for image in range(0, max(images, 1), some)
+        for first in range(0, channels, step)
+    ]
 
 
-def _cut(x: Tensor, part: slice, dtype: torch.dtype) -> Tensor:
+def _is_whole(x: Tensor, dtype: torch.dtype) -> bool:
+    """Whether there is one part, which is x as it is."""
+    return len(_parts(x)) == 1 and x.dtype == dtype and x.is_contiguous(memory_format=torch.channels_last)
+
+
+def _cut(x: Tensor, part: tuple[slice, slice], dtype: torch.dtype) -> Tensor:
     # not to(memory_format=...), which gives a slice of a channels_last tensor as it is, and every convolution a copy
-    return x[:, part].to(dtype).contiguous(memory_format=torch.channels_last)
+    return x[part].to(dtype).contiguous(memory_format=torch.channels_last)
 
 
 def _put(target: Tensor, value: Tensor) -> None:
@@ -143,7 +154,7 @@ def expand(kernels: Tensor, channels: int) -> Tensor:
 
 def _expand_to_parts(kernels: Tensor, x: Tensor) -> list[tuple[Tensor, ...]]:
     """For each plane its depthwise kernels, for as many channels as a part has at most."""
-    return [plane.unbind() for plane in expand(kernels, min(_parts(x)[0].stop, x.shape[1]))]
+    return [plane.unbind() for plane in expand(kernels, min(_parts(x)[0][1].stop, x.shape[1]))]
 
 
 def sum_planes(x: Tensor, weights: Tensor, bias: Tensor | None, spec: Spec) -> Tensor:
@@ -159,21 +170,24 @@ def sum_planes(x: Tensor, weights: Tensor, bias: Tensor | None, spec: Spec) -> T
     for part in _parts(x):
         cut = _cut(x, part, weights.dtype)
         channels, sums = cut.shape[1], []
-        chosen = slice(channels) if shared else part
+        chosen = slice(channels) if shared else part[1]
         for p, plane in enumerate(_planes(cut, spec.basis)):
             for k, weight in enumerate(weights[p, :, chosen].unbind()):
                 # no name for what is added: memory that is free at once is used again while it is in the caches
                 if p == 0:
-                    sums.append(F.conv2d(plane, weight, None if bias is None else bias[k, part], *spec[1:], channels))
+                    first = None if bias is None else bias[k, part[1]]
+                    sums.append(F.conv2d(plane, weight, first, *spec[1:], channels))
                 else:
                     sums[k].add_(F.conv2d(plane, weight, None, *spec[1:], channels))
+        if len(sums) == 1 and _is_whole(x, weights.dtype):
+            return sums[0]
         if y is None:
             last = x.is_contiguous(memory_format=torch.channels_last)
             size = (x.shape[0], weights.shape[1] * x.shape[1], *sums[0].shape[2:])
             y = torch.empty(size, dtype=x.dtype, device=x.device,
                             memory_format=torch.channels_last if last else torch.contiguous_format)  # fmt: skip
         for total, target in zip(sums, y.split(x.shape[1], dim=1)):
-            _put(target[:, part], total)
+            _put(target[part], total)
     return y
 
 
@@ -258,7 +272,7 @@ class _PlanesConv2d(torch.autograd.Function):
     ) -> Tensor:
         ctx.spec = spec
         ctx.save_for_backward(x, linear, functions)
-        weights = expand(join(linear, functions), min(_parts(x)[0].stop, x.shape[1]))
+        weights = expand(join(linear, functions), min(_parts(x)[0][1].stop, x.shape[1]))
         bias = None if constant is None else constant[:, None].expand(-1, x.shape[1])
         return sum_planes(x, weights, bias, spec)
 
@@ -291,13 +305,12 @@ def _gradients(
     x: Tensor, grad: Tensor, kernels: Tensor, spec: Spec, of_x: bool, of_kernels: bool
 ) -> tuple[Tensor | None, Tensor | None]:
     monomial = is_monomial(spec.basis)
-    grad_x, by_kernels = torch.empty_like(x) if of_x else None, []
-    weights = _expand_to_parts(kernels, x)
+    grad_x = torch.empty_like(x) if of_x and not _is_whole(x, kernels.dtype) else None
+    by_kernels = []
     if monomial:  # the gradient of u^m by u is m u^(m-1): m goes into the kernel
         exponents = torch.arange(kernels.shape[1], dtype=kernels.dtype, device=x.device).clamp(min=1)
-        weights_of_x = _expand_to_parts(kernels * exponents[:, None, None], x)
-    else:
-        weights_of_x = weights
+        kernels = kernels * exponents[:, None, None]
+    weights = _expand_to_parts(kernels, x)
     for part in _parts(x):
         cut = _cut(x, part, kernels.dtype)
         grads = [_cut(g, part, kernels.dtype) for g in grad.split(x.shape[1], dim=1)]
@@ -311,9 +324,9 @@ def _gradients(
             )[0 if of_plane else 1]  # fmt: skip
 
         def by_plane(p: int) -> Tensor:  # only the shape of the plane counts
-            total = backward(cut, weights_of_x[p][0], 0, True)  # noqa: B023
+            total = backward(cut, weights[p][0], 0, True)  # noqa: B023
             for k in range(1, len(kernels)):
-                total.add_(backward(cut, weights_of_x[p][k], k, True))  # noqa: B023
+                total.add_(backward(cut, weights[p][k], k, True))  # noqa: B023
             return total
 
         if of_kernels:
@@ -324,7 +337,11 @@ def _gradients(
         if of_x:
             if spec.basis.num_functions and u is None:
                 u = _domain(cut, spec.basis)
-            _put(grad_x[:, part], _chain(u, spec.basis, by_plane))
+            total = _chain(u, spec.basis, by_plane)
+            if grad_x is None:
+                grad_x = total
+            else:
+                _put(grad_x[part], total)
     if not of_kernels:
         return grad_x, None
     return grad_x, torch.stack(by_kernels).unflatten(0, (-1, kernels.shape[1], len(kernels))).sum(0).transpose(0, 1)
