@@ -16,7 +16,7 @@ from mmdet.testing import demo_mm_inputs
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
 from .backbones import ResidualPath, fuse_paths
 from .data.guard import guard
@@ -193,12 +193,20 @@ def count_parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
+def _count_gradients(
+    grad_shape, x_shape, w_shape, _bias, _stride, _padding, _dilation, transposed, _out, _groups, output_mask, out_shape
+) -> int:
+    """Each gradient of a convolution takes as many as the convolution; torch's own count overlooks the groups."""
+    return sum(output_mask[:2]) * conv_flop_count(x_shape, w_shape, grad_shape, transposed)
+
+
 def count_multiply_adds(function: Callable[[], Any]) -> int:
     """Multiply-adds of the convolutions and matrix products that ``function`` runs.
 
     KAN convolutions are counted: each plane of the basis is a depthwise convolution. Elementwise functions (norms,
     activations, the tanh and the powers of a basis), RoIAlign and NMS are not.
     """
-    with FlopCounterMode(display=False) as counter:
+    gradients = {torch.ops.aten.convolution_backward: _count_gradients}
+    with FlopCounterMode(display=False, custom_mapping=gradients) as counter:
         function()
     return counter.get_total_flops() // 2

@@ -33,6 +33,17 @@ def test_multiply_adds_count_the_kan_convolution() -> None:
     assert count_multiply_adds(lambda: dense(x)) == 9 * 8 * 5 * 32 * 32
 
 
+def test_multiply_adds_of_gradients_count_groups() -> None:
+    x = torch.randn(2, 8, 32, 32, requires_grad=True)
+    grouped = torch.nn.Conv2d(8, 16, 3, padding=1, groups=4)
+    assert count_multiply_adds(lambda: grouped(x).sum().backward()) == 3 * 9 * 2 * 16 * 2 * 32 * 32
+    transposed = torch.nn.ConvTranspose2d(8, 16, 2, stride=2, groups=4)
+    assert count_multiply_adds(lambda: transposed(x).sum().backward()) == 3 * 4 * 4 * 8 * 2 * 32 * 32
+    conv = KANConv2d(8, stride=2)
+    planes, weights = 4 * 9 * 8 * 2 * 16 * 16, 9 * 4 * 4  # the gradients of all planes; of the folded basis
+    assert count_multiply_adds(lambda: conv(x).sum().backward()) == 3 * planes + 2 * weights
+
+
 def test_peak_memory_counts_live_tensors() -> None:
     def function() -> None:
         a = torch.ones(1 << 20)  # 4 MiB
