@@ -96,6 +96,7 @@ def measure(shape: tuple, stride: int, degree: int, rounds: int, compiled: bool)
     last = x.to(memory_format=torch.channels_last)
     modules = dict(tanh=(torch.tanh, last), channels_last=(conv, last), nchw=(conv, x), unfold=(slow, x))
     if compiled:
+        torch.compiler.reset()  # or the sizes of one case after the other make it compile for any size, and then refuse
         modules['compiled'] = (torch.compile(conv, fullgraph=True), last)
         modules['compiled_nchw'] = (torch.compile(conv, fullgraph=True), x)
     with torch.no_grad():

@@ -88,7 +88,7 @@ def plan() -> Iterator[Run]:
     """Every run, in the order of priority; seeds outermost, so that a cut leaves whole comparisons."""
     for data, arms, seeds in (
         ('shapes', ARMS, 5), ('bccd', MAIN, 3), ('shapes-quarter', MAIN, 3), ('bccd-quarter', MAIN, 3),
-        ('shapes-short', ABLATION, 3), ('large', MAIN, 2),
+        ('shapes-short', ABLATION, 2), ('large', MAIN, 2),
     ):  # fmt: skip
         for seed in range(1, seeds + 1):
             for arm in arms:
