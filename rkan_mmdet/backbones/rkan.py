@@ -168,8 +168,8 @@ def attach_paths(
 
 
 @contextmanager
-def _fresh_paths_said_once(backbone: nn.Module) -> Iterator[None]:
-    """While plain weights are loaded, say in one line that the paths are new instead of listing their keys."""
+def _checked_loading(backbone: nn.Module) -> Iterator[None]:
+    """While weights load: one line says that paths are new, in place of their keys; none that fits is an error."""
     fresh, handles = [], []
     for name, module in backbone.named_modules():
         if isinstance(module, ResidualPath):
@@ -182,6 +182,16 @@ def _fresh_paths_said_once(backbone: nn.Module) -> Iterator[None]:
                     incompatible.missing_keys[:] = [k for k in incompatible.missing_keys if k not in missing]
 
             handles.append(module.register_load_state_dict_post_hook(hook))
+
+    def check(module: nn.Module, incompatible: Any) -> None:
+        without = (*incompatible.missing_keys, *(key for key in module.state_dict() if key.startswith(tuple(fresh))))
+        if all(key in without or key.endswith('num_batches_tracked') for key in module.state_dict()):
+            raise ValueError(
+                f'no weight of the checkpoint in init_cfg={backbone.init_cfg!r} is of {type(backbone).__name__}, '
+                f'whose weights have names like {next(iter(module.state_dict()))!r}; "prefix" takes those of a part'
+            )
+
+    handles.append(backbone.register_load_state_dict_post_hook(check))
     try:
         yield
     finally:
@@ -199,8 +209,12 @@ class _WithPaths(_Mixin):
     """What a backbone with paths does otherwise than the plain one."""
 
     def init_weights(self) -> None:
-        """As the plain backbone; the paths keep their own initialisation."""
-        with _fresh_paths_said_once(self):
+        """As the plain backbone; the paths keep their own initialisation.
+
+        Raises:
+            ValueError: No weight of the checkpoint in ``init_cfg`` is one of this backbone.
+        """
+        with _checked_loading(self):
             super().init_weights()
 
     def _freeze_stages(self) -> None:

@@ -278,6 +278,16 @@ def test_the_weights_of_an_rkan_backbone_load_with_their_paths(tmp_path: object,
     assert any('missing keys' in line and 'layer4.rkan.norm1.weight' in line for line in log.lines)
 
 
+def test_weights_of_which_none_fits_are_refused(tmp_path: object) -> None:
+    path = str(tmp_path / 'detector.pth')
+    torch.save({f'backbone.{key}': value for key, value in ResNet(18).state_dict().items()}, path)
+    for options in ({}, dict(stage_with_rkan=(False,) * 4)):
+        init_cfg = dict(type='Pretrained', checkpoint=path)
+        with pytest.raises(ValueError, match=r"detector\.pth.*names like 'conv1\.weight'; \"prefix\" takes"):
+            RKANResNet(18, init_cfg=init_cfg, **options).init_weights()
+        RKANResNet(18, init_cfg=dict(init_cfg, prefix='backbone.'), **options).init_weights()
+
+
 def test_strict_loading_of_plain_weights_still_fails() -> None:
     with pytest.raises(RuntimeError, match=r'layer4\.rkan'):
         RKANResNet(18).load_state_dict(ResNet(18).state_dict())
