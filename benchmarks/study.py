@@ -1,6 +1,6 @@
 """What RKAN is worth on small data: arms x data x seeds, each run by tools/train.py, its figures kept as JSON.
 
-``run`` does what is missing, one run at a time, in the order of the plan; ``plan`` says how long that takes; ``report``
+Does what is missing, one run at a time, in the order of the plan; ``--plan`` says how long that takes; ``--report``
 makes tables and a plot from the JSON alone. ``--data-root`` names the folder that holds ``bccd`` (see docs/study.md);
 the shapes are drawn.
 """
@@ -277,7 +277,9 @@ def plot(out: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('command', choices=['plan', 'run', 'report'])
+    instead = parser.add_mutually_exclusive_group()
+    instead.add_argument('--plan', action='store_true', help='say what is left and how long it takes; run nothing')
+    instead.add_argument('--report', action='store_true', help='print the tables and draw the plot; run nothing')
     parser.add_argument('--work-dirs', type=Path, default=Path('work_dirs/study'), help='default: %(default)s')
     parser.add_argument('--data-root', type=Path, help='the folder that holds bccd (default: data)')
     parser.add_argument('--only', nargs='+', metavar='DATA', help='only these data sets')
@@ -286,7 +288,7 @@ def main() -> None:
     parser.add_argument('--minutes', type=float, default=float('inf'), help='begin no run after so many minutes')
     parser.add_argument('--untimed', action='store_true', help='other work runs beside: keep no time an iteration')
     args = parser.parse_args()
-    if args.command == 'report':
+    if args.report:
         print(report())
         plot(ROOT / 'docs' / 'images' / 'study.png')
         return
@@ -304,7 +306,7 @@ def main() -> None:
         and (not args.seeds or r.seed in args.seeds)
     ]
     print(f'{len(runs)} runs are left, about {estimate(runs) / 3600:.1f} hours', flush=True)
-    if args.command == 'plan':
+    if args.plan:
         for run in runs:
             print(run.name)
         return
