@@ -68,7 +68,7 @@ class Basis:
     @classmethod
     def _options(cls) -> tuple[str, ...]:
         code = cls.__init__.__code__
-        return code.co_varnames[1 : code.co_argcount]
+        return code.co_varnames[1 : code.co_argcount + code.co_kwonlyargcount]
 
 
 class _Registry(dict):
@@ -126,6 +126,10 @@ class Polynomial(Basis):
     Args:
         degree (int): The highest degree, at least 1. Defaults to 3.
     """
+
+    def __init_subclass__(cls) -> None:
+        if cls.values is not Polynomial.values:  # the fast paths know them by the recurrence alone
+            raise TypeError(f'{cls.__name__} must give recurrence(j), or derive from Basis to write its own values(u)')
 
     def __init__(self, degree: int = 3) -> None:
         self.degree = check_int('degree', degree, 1)

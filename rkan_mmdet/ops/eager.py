@@ -122,7 +122,8 @@ def _cut(x: Tensor, part: tuple[slice, slice], dtype: torch.dtype) -> Tensor:
 
 def _put(target: Tensor, value: Tensor) -> None:
     """Write a part, which is channels_last, into the slice of a tensor of any memory format."""
-    if target.device.type == 'cpu' and target.stride(3) == 1 and target.shape[1] > 1:
+    rows = (target.shape[3], 1)  # of an image that is one matrix as it lies
+    if target.device.type == 'cpu' and target.stride()[2:] == rows and target.shape[1] > 1:
         for image, of_image in zip(target, value):  # as matrices, which torch transposes block by block
             image.flatten(1).copy_(of_image.permute(1, 2, 0).flatten(0, 1).t())
     else:

@@ -67,6 +67,10 @@ def can_run(backend: str, normalization: str = 'tanh', basis: Basis | None = Non
 def _why_not_triton(basis: Basis | None, x: Tensor | None) -> str:
     if basis is not None and not is_monomial(basis):
         return f"backend 'triton' computes polynomials up to degree {MAX_MONOMIAL_DEGREE}, but basis is {basis!r}"
+    if basis is not None and not basis.on_domain:
+        return f"backend 'triton' evaluates polynomials at tanh(x), but basis {basis!r} is evaluated at x"
+    if basis is not None and not basis.on_domain:
+        return f"backend 'triton' evaluates the basis at tanh(x), but basis {basis!r} is evaluated at x"
     if x is not None and not x.is_cuda and os.environ.get('TRITON_INTERPRET') != '1':
         return f"backend 'triton' needs a tensor on a GPU, but x is on {x.device}"
     if x is not None and x.dtype not in (torch.float32, torch.float16, torch.bfloat16):
@@ -91,8 +95,12 @@ def _choose(backend: str, normalization: str, basis: Basis, x: Tensor | None) ->
     raise AssertionError('the reference runs everything')
 
 
-def _check_normalization(normalization: str, basis: Basis) -> str:
+def _check_normalization(normalization: str, basis: Basis, kernel_size: tuple[int, int]) -> str:
     check_choice('normalization', normalization, NORMALIZATIONS)
+    if normalization != 'tanh' and kernel_size == (1, 1):
+        raise ValueError(
+            f"normalization must be 'tanh' with kernel_size 1, but got {normalization!r}: one value has no spread"
+        )
     if normalization != 'tanh' and not basis.on_domain:
         raise ValueError(
             f"normalization must be 'tanh' (which is ignored) with basis {basis!r}, which is evaluated on the input "
@@ -163,13 +171,13 @@ def kan_conv2d(
     """
     basis = build_basis(basis)
     check_choice('backend', backend, BACKENDS)
-    _check_normalization(normalization, basis)
     sizes = dict(
         kernel_size=check_pair('kernel_size', kernel_size, 1),
         stride=check_pair('stride', stride, 1),
         padding=check_pair('padding', padding, 0),
         dilation=check_pair('dilation', dilation, 1),
     )
+    _check_normalization(normalization, basis, sizes['kernel_size'])
     weights = (linear_weight, basis_weight, basis_scale, linear_bias, arctan_scale)
     _check_tensors(x, *weights, basis, normalization, sizes)
     return _compute(x, weights, basis, normalization, backend, sizes)
@@ -212,19 +220,20 @@ def _compute(
 def _check_tensors(
     x, linear_weight, basis_weight, basis_scale, linear_bias, arctan_scale, basis, normalization, sizes
 ) -> None:
-    if x.dim() != 4:
-        raise ValueError(f'x must be of shape (N, C, H, W), but got {tuple(x.shape)}')
+    if x.dim() != 4 or not x.shape[1]:
+        raise ValueError(f'x must be of shape (N, C, H, W), C at least 1, but got {tuple(x.shape)}')
     if not x.is_floating_point():
         raise TypeError(f'x must be a floating point tensor, but got {x.dtype}')
     taps = sizes['kernel_size'][0] * sizes['kernel_size'][1]
-    if linear_weight.dim() != 2 or linear_weight.shape[1] != taps:
+    if linear_weight.dim() != 2 or linear_weight.shape[1] != taps or not len(linear_weight):
         raise ValueError(
-            f'linear_weight must be of shape (K, {taps}) for kernel_size={sizes["kernel_size"]}, '
+            f'linear_weight must be of shape (K, {taps}), K at least 1, for kernel_size={sizes["kernel_size"]}, '
             f'but got {tuple(linear_weight.shape)}'
         )
     kernels = linear_weight.shape[0]
-    if basis.num_functions == 0 and basis_weight is not None:
-        raise ValueError(f'basis_weight must be None with basis {basis!r}, which has no functions')
+    for name, tensor in (('basis_weight', basis_weight), ('basis_scale', basis_scale)):
+        if basis.num_functions == 0 and tensor is not None:
+            raise ValueError(f'{name} must be None with basis {basis!r}, which has no functions')
     if basis.num_functions and basis_weight is None:
         raise ValueError(f'basis_weight must be given with basis {basis!r}')
     if normalization == 'arctan' and arctan_scale is None:
@@ -292,7 +301,7 @@ class KANConv2d(nn.Module):
         self.padding = check_pair('padding', padding, 0)
         self.dilation = check_pair('dilation', dilation, 1)
         self.basis = build_basis(basis)
-        self.normalization = _check_normalization(normalization, self.basis)
+        self.normalization = _check_normalization(normalization, self.basis, self.kernel_size)
         self.backend = check_choice('backend', backend, BACKENDS)
         if backend != 'auto':
             _choose(backend, normalization, self.basis, None)
@@ -338,7 +347,7 @@ class KANConv2d(nn.Module):
             >>> KANConv2d(8).functions(torch.linspace(-3, 3, 50)).shape
             torch.Size([1, 9, 50])
         """
-        windowed = self.normalization != 'tanh'
+        x, windowed = x.to(self.linear_weight.dtype), self.normalization != 'tanh'
         y = self.linear_weight[..., None] * (torch.zeros_like(x) if windowed else x)
         if self.basis_weight is None:
             return y

@@ -59,7 +59,7 @@ def kan_conv2d_reference(
         (size + 2 * p - d * (k - 1) - 1) // s + 1
         for size, k, s, p, d in zip(x.shape[2:], *(pairs[k] for k in ('kernel_size', 'stride', 'padding', 'dilation')))
     ]
-    windows = F.unfold(x, **pairs).reshape(n, c, -1, sizes[0] * sizes[1])
+    windows = F.unfold(x, **pairs).reshape(n, c, linear_weight.shape[1], sizes[0] * sizes[1])
     outputs = []
     for k in range(linear_weight.shape[0]):
         y = torch.einsum('nctl,t->ncl', windows, linear_weight[k])
@@ -70,4 +70,4 @@ def kan_conv2d_reference(
                 u = normalize_windows(windows, normalization, None if arctan_scale is None else arctan_scale[k])
             y = y + torch.einsum('nctlj,tj->ncl', torch.stack(basis.values(u), dim=-1), weight)
         outputs.append(y if linear_bias is None else y + linear_bias[k])
-    return torch.cat(outputs, dim=1).reshape(n, -1, *sizes)
+    return torch.cat(outputs, dim=1).unflatten(2, sizes)

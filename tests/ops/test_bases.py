@@ -7,7 +7,7 @@ import scipy.special
 import torch
 from numpy.polynomial import chebyshev, hermite, legendre
 
-from rkan_mmdet.ops import BASES, Basis, build_basis
+from rkan_mmdet.ops import BASES, Basis, KANConv2d, Polynomial, build_basis, can_run
 
 U = np.linspace(-1.3, 1.31, 41)  # hits no knot of a B-spline, where a derivative may jump
 
@@ -82,11 +82,9 @@ def test_monomials_are_the_same_polynomials(name: str) -> None:
 
 
 def test_a_basis_of_the_user_is_one_class() -> None:
-    from rkan_mmdet.ops import KANConv2d
-
     @BASES.register
     class Sines(Basis):
-        def __init__(self, count: int = 2) -> None:
+        def __init__(self, *, count: int = 2) -> None:
             self.count = self.num_functions = count
 
         def values(self, u: torch.Tensor) -> list:
@@ -100,6 +98,24 @@ def test_a_basis_of_the_user_is_one_class() -> None:
             BASES.register(type('Sines', (Basis,), {}))
     finally:
         del BASES['Sines']
+
+
+def test_polynomials_of_the_user_are_their_recurrence() -> None:
+    class Powers(Polynomial):
+        on_domain = False
+
+        def recurrence(self, j: int) -> tuple:
+            return 1.0, 0.0, 0.0
+
+    assert 'evaluated at x' in can_run('triton', basis=Powers(2))
+    conv = KANConv2d(2, basis=Powers(2), backend='eager').double()
+    x = torch.randn(1, 2, 4, 4, dtype=torch.double, requires_grad=True)
+    assert torch.autograd.gradcheck(conv, x)
+    expected = KANConv2d(2, basis=Powers(2), backend='reference').double()
+    expected.load_state_dict(conv.state_dict())
+    torch.testing.assert_close(conv(x), expected(x))
+    with pytest.raises(TypeError, match=r'Other must give recurrence\(j\), or derive from Basis'):
+        type('Other', (Polynomial,), dict(values=lambda self, u: [u]))
 
 
 @pytest.mark.parametrize(

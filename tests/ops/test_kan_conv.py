@@ -52,12 +52,13 @@ def cases(draw: st.DrawFn) -> tuple:
 
 
 @settings(max_examples=300, deadline=None)
-@given(cases(), st.sampled_from([64, 4000, eager.PART_BYTES]))
-def test_eager_matches_the_reference(case: tuple, part_bytes: int) -> None:
+@given(cases(), st.sampled_from([64, 4000, eager.PART_BYTES]), st.permutations(range(4)))
+def test_eager_matches_the_reference(case: tuple, part_bytes: int, order: list) -> None:
     channels, batch, size, options, seed = case
     torch.manual_seed(seed)
     conv = KANConv2d(channels, **options).double()
     x = 2 * torch.randn(batch, channels, *size, dtype=torch.double)
+    x = x.permute(order).contiguous().permute([order.index(d) for d in range(4)])  # the same, laid out in another order
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(eager, 'PART_BYTES', part_bytes)  # some channels at a time, or all at once
         upstream = torch.randn_like(conv(x))
@@ -238,6 +239,11 @@ def test_initialisation() -> None:
         (dict(dilation='1'), TypeError, 'dilation must be an int'),
         (dict(normalization='layer'), ValueError, "normalization must be one of 'tanh'"),
         (dict(normalization='min-max', basis=dict(type='RBF')), ValueError, "normalization must be 'tanh'"),
+        (
+            dict(normalization='standardization', kernel_size=1),
+            ValueError,
+            "'tanh' with kernel_size 1, but got 'standardization'",
+        ),
         (dict(backend='cuda'), ValueError, "backend must be one of 'auto'"),
         (dict(basis=dict(type='Chebyshev', degree=(3, 2))), TypeError, 'degree must be an int'),
     ],
@@ -250,7 +256,9 @@ def test_bad_arguments_are_named(options: dict, error: type, message: str) -> No
 def test_bad_tensors_are_named() -> None:
     x, b, w, basis = torch.randn(1, 2, 5, 5), torch.randn(1, 9), torch.randn(1, 9, 4), dict(type='Chebyshev', degree=3)
     for args, options, message in [
-        ((x[0], b, w), {}, r'x must be of shape \(N, C, H, W\), but got \(2, 5, 5\)'),
+        ((x[0], b, w), {}, r'x must be of shape \(N, C, H, W\), C at least 1, but got \(2, 5, 5\)'),
+        ((x[:, :0], b, w), {}, r'C at least 1, but got \(1, 0, 5, 5\)'),
+        ((x, b[:0], w[:0]), {}, r'linear_weight must be of shape \(K, 9\), K at least 1'),
         ((x, b[:, :4], w), {}, r'linear_weight must be of shape \(K, 9\)'),
         ((x, b, w[..., :3]), {}, r'basis_weight must be of shape \(1, 9, 4\)'),
         ((x, b), {}, 'basis_weight must be given'),
@@ -260,6 +268,8 @@ def test_bad_tensors_are_named() -> None:
     ]:
         with pytest.raises(ValueError, match=message):
             kan_conv2d(*args, basis=basis, **options)
+    with pytest.raises(ValueError, match='basis_scale must be None with basis Linear'):
+        kan_conv2d(x, b, None, b, basis=dict(type='Linear'))
     with pytest.raises(TypeError, match='x must be a floating point tensor'):
         kan_conv2d(x.long(), b, w, basis=basis)
     with pytest.raises(ValueError, match=r'x must be of shape \(N, 3, H, W\), but got \(1, 2, 5, 5\)'):
@@ -276,6 +286,12 @@ def test_functions_are_what_the_convolution_sums(basis: dict) -> None:
     if conv.linear_bias is not None:
         expected = expected + conv.linear_bias[:, None]
     torch.testing.assert_close(conv(x)[0, :, 0], expected)
+
+
+@pytest.mark.parametrize('normalization', ['tanh', 'min-max', 'arctan'])
+def test_no_images_give_no_outputs(normalization: str) -> None:
+    y = KANConv2d(3, num_kernels=2, stride=2, normalization=normalization)(torch.randn(0, 3, 6, 5))
+    assert y.shape == (0, 6, 3, 3)
 
 
 @pytest.mark.parametrize('normalization', ['min-max', 'arctan', 'standardization'])
