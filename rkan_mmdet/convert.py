@@ -47,6 +47,8 @@ def _kan_pairs(conv: KANConv2d, ours: str, theirs: str) -> Iterator[tuple[str, l
 
 def _pairs(backbone: nn.Module) -> Iterator[tuple[str, list[str]]]:
     """Each key of ours with the keys of the authors that it is made of (one a kernel, else one)."""
+    if not hasattr(backbone, 'res_layers'):
+        raise ValueError(f'the authors have ResNet, SENet and ResNeXt, but no {type(backbone).__name__}')
     prefix = 'resnext' if 'ResNeXt' in type(backbone).__name__ else 'resnet'
     for key in backbone.state_dict():
         if '.rkan.' not in key:
@@ -64,6 +66,10 @@ def _path_pairs(path: ResidualPath, name: str, stage: int) -> Iterator[tuple[str
             continue
         if isinstance(module, KANConv2d):
             yield from _kan_pairs(module, f'{name}.{ours}', theirs.format(i=stage))
+        elif ours.startswith('kan_conv') and module is not None:
+            raise ValueError(
+                f"{name}.{ours} is a {type(module).__name__}: the authors' paths have KAN convolutions alone"
+            )
         elif module is not None:
             for key in module.state_dict():
                 yield f'{name}.{ours}.{key}', [f'{theirs.format(i=stage)}.{key}']
@@ -93,7 +99,8 @@ def from_authors(state_dict: Mapping[str, Tensor], backbone: nn.Module) -> dict[
         used.update(theirs)
         shape = target[ours].shape
         if len(theirs) > 1 or state_dict[theirs[0]].shape != shape:
-            if sum(state_dict[key].numel() for key in theirs) != shape.numel():
+            sizes = [state_dict[key].numel() for key in theirs]
+            if sizes != [shape[1:].numel()] * shape[:1].numel():  # one for each row
                 found = ', '.join(f'{key} {tuple(state_dict[key].shape)}' for key in theirs)
                 raise ValueError(f'{found} does not make {ours} {tuple(shape)}: is this the right backbone?')
             out[ours] = torch.cat([state_dict[key].reshape(1, *shape[1:]) for key in theirs])
@@ -147,6 +154,10 @@ def _inactive(backbone: nn.Module) -> dict[str, Tensor]:
     for i, stage in enumerate(backbone.res_layers):
         path = paths.get(f'{stage}.rkan')
         in_channels, out_channels, stride = probe_stage(getattr(backbone, stage), stage)
+        if out_channels < 16:
+            raise ValueError(
+                f"the authors' model holds se blocks, for 16 channels or more, but {stage} has {out_channels}"
+            )
         inside = {} if path is None else dict(reduce_factor=max(in_channels // path.conv_reduce.out_channels, 1))
         if options.conv_reduce.out_channels > options.conv_reduce.in_channels:
             inside = dict(expand_factor=options.conv_reduce.out_channels // options.conv_reduce.in_channels)

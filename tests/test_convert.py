@@ -10,7 +10,7 @@ from mmdet.models.backbones import ResNet
 sys.path.insert(0, str(Path(__file__).parent))
 from golden_case import Case
 
-from rkan_mmdet.backbones import RKANResNet
+from rkan_mmdet.backbones import RKANBackbone, RKANResNet
 from rkan_mmdet.convert import from_authors, from_plain, to_authors
 
 CASES = sorted((Path(__file__).parent / 'data/golden').glob('*.json'))
@@ -69,6 +69,23 @@ def test_what_does_not_fit_is_named() -> None:
         from_authors(dict(theirs, **{'extra.weight': torch.zeros(1)}), model)
     with pytest.raises(ValueError, match=r'does not make layer4\.rkan\.conv_reduce\.weight'):
         from_authors(theirs, RKANResNet(18, rkan=dict(expand_factor=2)))
+    turned = dict(theirs, **{'conv_reduce.3.weight': theirs['conv_reduce.3.weight'].transpose(0, 1)})
+    with pytest.raises(ValueError, match=r'does not make layer4\.rkan\.conv_reduce\.weight'):
+        from_authors(turned, model)
+    control = RKANResNet(18, rkan=dict(conv_cfg=dict(type='Conv2d')))
+    narrow = RKANResNet(18, base_channels=8)
+    csp = RKANBackbone(
+        dict(type='mmdet.CSPNeXt', deepen_factor=0.17, widen_factor=0.25),
+        stages=('stage1', 'stage2', 'stage3', 'stage4'),
+        stage_with_rkan=(False, False, False, True),
+    )
+    for other, message in (
+        (control, r'layer4\.rkan\.kan_conv1 is a Conv2d'),
+        (narrow, 'for 16 channels or more, but layer1 has 8'),
+        (csp, 'but no RKANCSPNeXt'),
+    ):
+        with pytest.raises(ValueError, match=message):
+            to_authors(other.state_dict(), other)
     rbf = RKANResNet(18, rkan=dict(basis=dict(type='RBF', grid_size=(3, 2))))
     state = to_authors(rbf.state_dict(), rbf)
     state['kan_conv1.3.convs.0.conv.rbf.grid'] = torch.tensor([-2.0, 0.0, 2.0])

@@ -70,7 +70,7 @@ class _Affine(nn.Module):
         self.shift = nn.Parameter(shift[:, None, None].clone(), requires_grad=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.addcmul(self.shift, x, self.scale)
+        return torch.addcmul(self.shift, x, self.scale).to(x.dtype)
 
 
 def _fold_into_conv(conv: nn.Conv2d, norm_in: nn.Module | None, norm_out: nn.Module | None) -> nn.Conv2d:
@@ -115,13 +115,14 @@ class FusedResidualPath(nn.Module):
 
     @staticmethod
     def _fuse(conv: nn.Module, norm: nn.Module | None = None) -> nn.Module:
-        if isinstance(conv, nn.Conv2d):
-            return _fold_into_conv(conv, None, norm)
-        scale_and_shift = () if norm is None else _affine(norm)
-        if conv.normalization == 'tanh':
-            return FusedKANConv2d(conv, *scale_and_shift)
         # over windows nothing is computed once a pixel
-        return nn.Sequential(conv, _Affine(*scale_and_shift)) if norm is not None else conv
+        if isinstance(conv, KANConv2d) and conv.normalization == 'tanh':
+            return FusedKANConv2d(conv, *(() if norm is None else _affine(norm)))
+        if norm is None:
+            return conv
+        if type(conv) is nn.Conv2d and conv.padding_mode == 'zeros':
+            return _fold_into_conv(conv, None, norm)
+        return nn.Sequential(conv, _Affine(*_affine(norm)))
 
     def forward(self, x: Tensor) -> Tensor:
         """As :meth:`ResidualPath.forward`."""

@@ -36,7 +36,8 @@ class Gating(nn.Module):
 
     def forward(self, features: Tensor, residual: Tensor) -> Tensor:
         """Both ``Tensor[N, C, H, W]``; so is the result."""
-        return torch.lerp(residual, features, self.conv(residual).sigmoid())
+        residual = residual.to(features.dtype)  # under autocast some norms give another; lerp takes one
+        return torch.lerp(residual, features, self.conv(residual).sigmoid().to(features.dtype))
 
 
 class SqueezeExcitation(nn.Module):
@@ -124,7 +125,8 @@ class ResidualPath(BaseModule):
             ``norm_eval`` does not reach them, since a new path has no statistics yet. Defaults to False.
         zero_init (bool): Whether the last norms start at weight 0, so that the stage starts as the plain one.
             Defaults to False.
-        with_cp (bool): Whether to recompute the path in the backward pass to save memory. Defaults to False.
+        with_cp (bool): Whether to recompute the path in the backward pass to save memory. Its batch norms then see
+            each batch twice, as with MMDetection's ``with_cp``. Defaults to False.
         backend (str): See :func:`rkan_mmdet.ops.kan_conv2d`. Defaults to ``'auto'``.
         conv_cfg (dict, optional): A control arm: plain depthwise 3x3 convolutions of this type stand in place of the
             KAN convolutions, e.g. ``dict(type='Conv2d')``; ``basis``, ``normalization`` and ``backend`` are then not
@@ -188,9 +190,11 @@ class ResidualPath(BaseModule):
             if conv_cfg is not None:
                 options = dict(stride=stride, padding=1, groups=in_channels, bias=False)
                 try:
-                    return build_conv_layer(conv_cfg, in_channels, in_channels * kernels, 3, **options)
-                except KeyError as error:
-                    raise ValueError(f'conv_cfg={conv_cfg!r} gives no convolution: {error}') from None
+                    conv = build_conv_layer(conv_cfg, in_channels, in_channels * kernels, 3, **options)
+                except (KeyError, TypeError) as error:
+                    raise ValueError(f'conv_cfg={conv_cfg!r} gives no depthwise convolution: {error}') from None
+                _try(f'conv_cfg={conv_cfg!r}', conv, in_channels, in_channels * kernels, stride)
+                return conv
             options = dict(basis=_basis_of(basis, which), normalization=normalization, backend=backend)
             return KANConv2d(in_channels, kernels, stride=stride, **options)
 
@@ -282,6 +286,25 @@ def _build_norm(norm_cfg: dict[str, Any], channels: int) -> nn.Module:
     if norm_cfg.get('momentum') is not None:
         check_float("norm_cfg['momentum']", norm_cfg['momentum'], -1)
     try:
-        return build_norm_layer(norm_cfg, channels)[1]
+        norm = build_norm_layer(norm_cfg, channels)[1]
     except (KeyError, ValueError, AssertionError) as error:
         raise ValueError(f'norm_cfg={norm_cfg!r} gives no norm layer for {channels} channels: {error}') from None
+    _try(f'norm_cfg={norm_cfg!r}', norm, channels, channels, 1)
+    return norm
+
+
+def _try(setting: str, module: nn.Module, channels: int, out_channels: int, stride: int) -> None:
+    """Raise at construction when a module of the user's choice can not stand in a path."""
+    parameter = next(module.parameters(), None)
+    x = torch.zeros(1, channels, 3, 3, device=None if parameter is None else parameter.device)
+    expected = (1, out_channels, *[-(-3 // stride)] * 2)
+    module.eval()
+    try:
+        with torch.no_grad():
+            found = tuple(module(x).shape)
+    except Exception as error:
+        raise ValueError(f'{setting} takes no feature map of shape (N, C, H, W): {error}') from None
+    finally:
+        module.train()
+    if found != expected:
+        raise ValueError(f'{setting} makes {found} of {tuple(x.shape)}, where {expected} is wanted')

@@ -48,12 +48,20 @@ def _new(mixin: type[_Mixin], cls: type[nn.Module]) -> nn.Module:
 class _StageWithPath(_Mixin):
     """The stage's own forward beside that of its path."""
 
+    _is_sequence = _runs_children = False  # set by attach_paths
+
     def forward(self, x: Tensor) -> Tensor:
-        if isinstance(self, nn.Sequential):  # its own forward would run the path as one more block
+        if self._is_sequence:
             features = x
             for name, block in self._modules.items():
                 if name != 'rkan':
                     features = block(features)
+        elif self._runs_children:  # the path would be run as one more
+            path = self._modules.pop('rkan')
+            try:
+                features = super().forward(x)
+            finally:
+                self._modules['rkan'] = path
         else:
             features = super().forward(x)
         return self.rkan.aggregate(features, self.rkan(x))
@@ -65,25 +73,46 @@ class _StageWithPath(_Mixin):
             self.rkan.init_weights()
 
 
+@contextmanager
+def _evaluating(module: nn.Module) -> Iterator[None]:
+    modes = [(m, m.training) for m in module.modules()]
+    module.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for m, mode in modes:
+            m.training = mode
+
+
+def _runs_children(stage: nn.Module, path: ResidualPath, in_channels: int) -> bool:
+    """Whether a stage runs whatever its children are, so that another one changes what it makes."""
+    x = torch.linspace(-1, 1, in_channels * 33 * 33).to(path.conv_reduce.weight).view(1, in_channels, 33, 33)
+    with _evaluating(stage), _evaluating(path):
+        before = stage(x)
+        stage.add_module('rkan', path)
+        try:
+            return not torch.equal(stage(x), before)
+        except Exception:  # the path does not follow the last of its children
+            return True
+        finally:
+            del stage.rkan
+
+
 def probe_stage(stage: nn.Module, name: str) -> tuple[int, int, int]:
     """Input channels, output channels and stride of a stage, asked of the stage itself."""
     convs = [module for module in stage.modules() if isinstance(module, nn.Conv2d)]
     if not convs:
         raise ValueError(f'stage {name!r} ({type(stage).__name__}) has no 2D convolution to tell its input channels')
     in_channels = convs[0].in_channels
-    modes = [(module, module.training) for module in stage.modules()]
-    stage.eval()
     try:
-        with torch.no_grad():
+        with _evaluating(stage):
             out = stage(convs[0].weight.new_zeros(1, in_channels, 33, 33))
     except Exception as error:
         raise ValueError(
             f'stage {name!r} ({type(stage).__name__}) does not take one tensor of {in_channels} channels, so a '
             f'residual path can not stand beside it: {error}'
         ) from error
-    finally:
-        for module, mode in modes:
-            module.training = mode
     if not isinstance(out, Tensor) or out.dim() != 4:
         raise ValueError(
             f'stage {name!r} ({type(stage).__name__}) must give one tensor of shape (N, C, H, W), '
@@ -161,8 +190,12 @@ def attach_paths(
                 stage = backbone.get_submodule(name)
             except AttributeError as error:
                 raise ValueError(f'{type(backbone).__name__} has no stage {name!r}: {error}') from None
+            if hasattr(stage, 'rkan'):
+                raise ValueError(f'stage {name!r} ({type(stage).__name__}) has a path, or something else named rkan')
             in_channels, out_channels, stride = probe_stage(stage, name)
             path = ResidualPath(in_channels, out_channels, stride, is_last=i == len(stages) - 1, **settings[i])
+            stage._is_sequence = type(stage).forward is nn.Sequential.forward
+            stage._runs_children = not stage._is_sequence and _runs_children(stage, path, in_channels)
             stage.add_module('rkan', path)
             stage.__class__ = _mixed(_StageWithPath, type(stage))
 
@@ -183,15 +216,17 @@ def _checked_loading(backbone: nn.Module) -> Iterator[None]:
 
             handles.append(module.register_load_state_dict_post_hook(hook))
 
-    def check(module: nn.Module, incompatible: Any) -> None:
-        without = (*incompatible.missing_keys, *(key for key in module.state_dict() if key.startswith(tuple(fresh))))
-        if all(key in without or key.endswith('num_batches_tracked') for key in module.state_dict()):
+    def check(state_dict: dict[str, Tensor], prefix: str, *rest: Any) -> None:
+        ours = backbone.state_dict()
+        if not any(f'{prefix}{key}' in state_dict and state_dict[f'{prefix}{key}'].shape == ours[key].shape
+                   for key in ours if not key.endswith('num_batches_tracked')):  # fmt: skip
+            name, value = next(iter(ours.items()))
             raise ValueError(
-                f'no weight of the checkpoint in init_cfg={backbone.init_cfg!r} is of {type(backbone).__name__}, '
-                f'whose weights have names like {next(iter(module.state_dict()))!r}; "prefix" takes those of a part'
+                f'no weight of the checkpoint in init_cfg={backbone.init_cfg!r} fits {type(backbone).__name__}, whose '
+                f'weights are like {name!r} of shape {tuple(value.shape)}; "prefix" takes those of a part'
             )
 
-    handles.append(backbone.register_load_state_dict_post_hook(check))
+    handles.append(backbone._register_load_state_dict_pre_hook(check))
     try:
         yield
     finally:
@@ -218,11 +253,12 @@ class _WithPaths(_Mixin):
             super().init_weights()
 
     def _freeze_stages(self) -> None:
+        adapters = [m for m in self.modules() if isinstance(m, ResidualPath) and m.adapter]
+        trained = [p for adapter in adapters for p in adapter.parameters() if p.requires_grad]
         if hasattr(super(), '_freeze_stages'):
             super()._freeze_stages()
-        for module in self.modules():
-            if isinstance(module, ResidualPath) and module.adapter:
-                module.requires_grad_(True)
+        for parameter in trained:
+            parameter.requires_grad_(True)
 
     def train(self, mode: bool = True) -> _WithPaths:
         """As the plain backbone, but its ``norm_eval`` does not reach a path that is trained. Returns self."""

@@ -24,7 +24,8 @@ OPTIONS = [
     dict(basis=dict(type='Chebyshev', degree=(7, 3))),
     dict(basis=dict(type='Hermite', degree=2)),
     dict(basis=dict(type='Linear')),
-    dict(conv_cfg=dict(type='Conv2d')),
+    *(dict(conv_cfg=dict(type=name)) for name in ('Conv2d', 'ConvWS', 'Conv2dAdaptivePadding')),
+    dict(conv_cfg=dict(type='Conv2d', padding_mode='reflect')),
     dict(normalization='min-max'),
     dict(normalization='arctan'),
     dict(norm_cfg=dict(type='BN', affine=False)),
@@ -107,6 +108,25 @@ def test_gradients_of_the_input_still_flow() -> None:
     (expected,) = torch.autograd.grad(sum(f.square().sum() for f in model(x)), x)
     (actual,) = torch.autograd.grad(sum(f.square().sum() for f in fuse_paths(model)(x)), x)
     torch.testing.assert_close(actual, expected)
+
+
+def test_deformable_convolutions_stay() -> None:
+    model = make(conv_cfg=dict(type='DCNv2')).float()
+    x = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        expected = model(x)
+    assert_same(fuse_paths(model), expected, x, 1e-5)
+
+
+@pytest.mark.parametrize('aggregation', ['addition', 'gating', dict(type='se', ratio=4)], ids=str)
+def test_autocast_gives_what_it_gave_before(aggregation: object) -> None:
+    model = make(aggregation=aggregation).float()
+    x = torch.randn(1, 3, 64, 64)
+    with torch.autocast('cpu', torch.bfloat16):
+        with torch.no_grad():
+            expected = model(x)
+        assert expected[1].dtype == torch.bfloat16
+        assert_same(fuse_paths(model), expected, x, 0.05)
 
 
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])

@@ -155,6 +155,10 @@ def test_an_adapter_keeps_nothing_of_the_frozen_part() -> None:
     outs[3].sum().backward()
     assert all(p.grad is None for name, p in model.named_parameters() if '.rkan.' not in name)
     assert all(p.grad is not None for p in model.layer4.rkan.parameters())
+    fixed = dict(adapter=True, norm_cfg=dict(type='BN', requires_grad=False))
+    model = RKANResNet(18, frozen_stages=4, rkan=fixed).train()
+    assert not model.layer4.rkan.norm1.weight.requires_grad
+    assert model.layer4.rkan.conv_reduce.weight.requires_grad
 
 
 def test_norm_eval_of_the_backbone_does_not_reach_a_path() -> None:
@@ -281,11 +285,14 @@ def test_the_weights_of_an_rkan_backbone_load_with_their_paths(tmp_path: object,
 def test_weights_of_which_none_fits_are_refused(tmp_path: object) -> None:
     path = str(tmp_path / 'detector.pth')
     torch.save({f'backbone.{key}': value for key, value in ResNet(18).state_dict().items()}, path)
+    init_cfg = dict(type='Pretrained', checkpoint=path)
+    message = r"detector\.pth.* weights are like 'conv1\.weight' of shape \(64, 3, 7, 7\); \"prefix\" takes"
     for options in ({}, dict(stage_with_rkan=(False,) * 4)):
-        init_cfg = dict(type='Pretrained', checkpoint=path)
-        with pytest.raises(ValueError, match=r"detector\.pth.*names like 'conv1\.weight'; \"prefix\" takes"):
+        with pytest.raises(ValueError, match=message):
             RKANResNet(18, init_cfg=init_cfg, **options).init_weights()
         RKANResNet(18, init_cfg=dict(init_cfg, prefix='backbone.'), **options).init_weights()
+    with pytest.raises(ValueError, match=r'of shape \(16, 3, 7, 7\)'):  # names alone do not make it fit
+        RKANResNet(18, base_channels=16, init_cfg=dict(init_cfg, prefix='backbone.')).init_weights()
 
 
 def test_strict_loading_of_plain_weights_still_fails() -> None:
@@ -351,6 +358,50 @@ def test_a_stage_of_any_module() -> None:
     torch.testing.assert_close(net['a'].eval()(x), net['a'].conv(x) + net['a'].rkan(x))
     assert net['b'](net['a'](x)).shape == (2, 6, 5, 5)
     assert 'conv.weight' in net['a'].state_dict()
+
+
+class OwnForward(nn.Sequential):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) + x
+
+
+class Listed(nn.ModuleList):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for block in self:
+            x = block(x)
+        return x
+
+
+class Children(nn.Module):
+    def __init__(self, *blocks: nn.Module) -> None:
+        super().__init__()
+        self.first, self.second = blocks
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for block in self.children():
+            x = block(x)
+        return x
+
+
+@pytest.mark.parametrize('kind', [nn.Sequential, OwnForward, lambda *blocks: Listed(blocks), Children])
+@pytest.mark.parametrize('out_channels', [4, 6])  # where a path could follow the last block, and where it could not
+def test_a_path_is_no_block_of_its_stage(kind: object, out_channels: int) -> None:
+    if out_channels == 6 and kind is OwnForward:
+        pytest.skip('its sum needs as many channels')
+    stage = kind(nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, out_channels, 3, padding=1))
+    x = torch.randn(2, 4, 9, 9)
+    plain, keys = stage(x), list(stage.state_dict())
+    net = nn.ModuleDict(dict(a=stage))
+    attach_paths(net, ['a'], [True])
+    assert not net['a'].rkan.norm1.running_mean.any(), 'a trial of the stage has trained the path'
+    net.eval()
+    for other in (net, copy.deepcopy(net), pickle.loads(pickle.dumps(net))) if kind is OwnForward else (net,):
+        torch.testing.assert_close(other['a'](x), plain + other['a'].rkan(x))
+        assert list(other['a'].state_dict())[: len(keys)] == keys
+    compiled = torch.compile(net['a'], backend='eager', fullgraph=True)
+    torch.testing.assert_close(compiled(x), plain + net['a'].rkan(x))
+    with pytest.raises(ValueError, match=r"stage 'a' .* has a path"):
+        attach_paths(net, ['a'], [True])
 
 
 CSPNEXT = dict(type='mmdet.CSPNeXt', deepen_factor=0.17, widen_factor=0.25)
