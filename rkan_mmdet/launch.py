@@ -7,6 +7,7 @@ import contextlib
 import copy
 import importlib.util
 import logging
+import math
 import os
 import re
 import sys
@@ -449,10 +450,26 @@ def _check_fit(runner: Any, state: dict[str, Any] | None) -> None:
     path = runner._load_from
     if state is not None:
         load_exactly(runner.model, state['state_dict'], path)
+        _check_scaled_lr(runner, state, path)
     elif path and '://' not in path:  # weights of a model that is like this one in part
         names = {re.sub(r'^module\.', '', name) for name in check_checkpoint(path)[0]}
         if not names & {re.sub(r'^module\.', '', name) for name in runner.model.state_dict()}:
             raise UserError(f'checkpoint {path} does not fit the config: none of its weights is of the detector')
+
+
+def _check_scaled_lr(runner: Any, state: dict[str, Any], path: str) -> None:
+    """MMEngine scales the rate to the GPUs at hand, and then takes the checkpoint's, scaled to whatever it was."""
+    scale, optimizer = runner.cfg.get('auto_scale_lr') or {}, runner.cfg.optim_wrapper.get('optimizer') or {}
+    rates = [group['initial_lr'] for group in state['optimizer'].get('param_groups', ()) if 'initial_lr' in group]
+    if not (scale.get('enable') and rates and 'lr' in optimizer):
+        return
+    batch = runner.cfg.train_dataloader.batch_size
+    rate = optimizer.lr * runner.world_size * batch / scale.base_batch_size
+    if not math.isclose(rate, max(rates), rel_tol=1e-3):
+        raise UserError(
+            f'{path} has a learning rate of {max(rates):g} and goes on so, but {runner.world_size} x {batch} '
+            f'images ask for {rate:g}: resume it with as many GPUs and images as it began, or without scaling'
+        )
 
 
 def build_model(cfg: Config, part: ConfigDict | None = None) -> torch.nn.Module:

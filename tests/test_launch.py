@@ -7,12 +7,13 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from mmengine.config import Config
 
-from rkan_mmdet.launch import UserError, check_config, load_config, prepare_training
+from rkan_mmdet.launch import UserError, _check_scaled_lr, check_config, load_config, prepare_training
 
 ROOT = Path(__file__).parents[1]
 DEMO = str(ROOT / 'configs/demo/mask-rcnn_rkan-r18_fpn_shapes.py')
@@ -172,3 +173,19 @@ def test_what_no_checkpoint_holds_is_said(tmp_path: Path, capsys: pytest.Capture
     cfg.custom_hooks = [dict(type='EarlyStoppingHook', monitor='coco/bbox_mAP')]
     prepare_training(cfg, 'auto')
     assert 'warning: EarlyStoppingHook remembers what no checkpoint holds' in capsys.readouterr().out
+
+
+def test_a_scaled_rate_of_other_gpus_is_refused() -> None:
+    cfg = Config(
+        dict(
+            auto_scale_lr=dict(enable=True, base_batch_size=16),
+            optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.02)),
+            train_dataloader=dict(batch_size=2),
+        )
+    )
+    state = dict(optimizer=dict(param_groups=[dict(lr=0.002, initial_lr=0.02), dict(lr=2e-4, initial_lr=0.002)]))
+    _check_scaled_lr(SimpleNamespace(cfg=cfg, world_size=8), state, 'epoch_3.pth')
+    with pytest.raises(UserError, match=r'epoch_3\.pth has a learning rate of 0\.02 .* 4 x 2 images ask for 0\.01'):
+        _check_scaled_lr(SimpleNamespace(cfg=cfg, world_size=4), state, 'epoch_3.pth')
+    cfg.auto_scale_lr.enable = False
+    _check_scaled_lr(SimpleNamespace(cfg=cfg, world_size=4), state, 'epoch_3.pth')

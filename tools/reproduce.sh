@@ -4,7 +4,7 @@
 #   tools/reproduce.sh coco|voc|lowdata [options of tools/train.py, such as --cfg-options data_root=DIR]
 #
 # What is done is skipped and what died goes on: call it again until it ends well. A config that fails does not stop the others.
-# GPUS=8 trains on eight of them; ONLY='*rkan-r50_*' takes the configs of that pattern; WORK_DIRS=DIR is where runs are kept.
+# GPUS=8 trains on eight of them, with as many images on each: docs/reproduce.md says what that changes; ONLY='*rkan-r50_*' takes the configs of that pattern; WORK_DIRS=DIR is where runs are kept.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -35,6 +35,10 @@ fi
 for config in "${chosen[@]}"; do
     run=$runs/$(basename "$config" .py)
     if [ -e "$run/done" ]; then
+        if [ "$(<"$run/done")" != "$*" ]; then
+            echo "error: $run is done, but with other options ($(<"$run/done")): set WORK_DIRS to another folder" >&2
+            exit 2
+        fi
         echo "$run is done"
         continue
     fi
@@ -44,7 +48,7 @@ for config in "${chosen[@]}"; do
         train=(tools/dist_train.sh "$config" "$gpus")
     fi
     if PYTHON=$python "${train[@]}" --work-dir "$run" --resume --auto-scale-lr "$@"; then
-        touch "$run/done"
+        echo "$*" >"$run/done"
     else
         failed+=("$config")
     fi

@@ -6,7 +6,8 @@ _base_ = [
 ]
 custom_imports = dict(imports=['rkan_mmdet'])
 
-# As on COCO, with VOC's 20 classes; trainval of 2007 and 2012, mAP at 0.5 on test of 2007, difficult objects kept.
+# As on COCO, with VOC's 20 classes; trainval of 2007 and 2012, mAP at 0.5 on test of 2007. Objects
+# marked difficult are neither trained on nor counted (MMDetection's and VOC's rule; the authors keep them).
 model = dict(
     backbone=dict(
         **_base_.authors_backbone,

@@ -45,6 +45,9 @@ def test_fail_go_on_skip(coco_root: Path, tmp_path: Path) -> None:
     assert again.returncode == 0
     assert again.stdout.count(' is done\n') == 2
     assert 'training' not in again.stdout
+    other = reproduce(tmp_path, 'lowdata', **only)
+    assert other.returncode == 2
+    assert 'is done, but with other options (--cfg-options data_root=' in other.stderr
 
 
 def test_bad_calls(tmp_path: Path) -> None:

@@ -22,13 +22,10 @@ authors_train_pipeline = [
         type='RandomApply',
         prob=0.3,
         transforms=[
+            *(dict(type=kind, min_mag=0.8, max_mag=1.2) for kind in ('Brightness', 'Contrast', 'Color')),
             dict(
-                type='PhotoMetricDistortion',
-                brightness_delta=51,
-                contrast_range=(0.8, 1.2),
-                saturation_range=(0.8, 1.2),
-                hue_delta=18,
-            )
+                type='YOLOXHSVRandomAug', hue_delta=18, saturation_delta=0, value_delta=0
+            ),  # of 180: a tenth of a turn
         ],
     ),
     dict(type='PackDetInputs'),
