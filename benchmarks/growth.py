@@ -72,6 +72,8 @@ def main() -> None:
     parser.add_argument('--sweeps', nargs='+', choices=list(SWEEPS), default=list(SWEEPS), help='default: all')
     parser.add_argument('--out', type=Path, default=Path('docs/images/growth.png'), help='default: %(default)s')
     args = parser.parse_args()
+    if args.rounds < 1:
+        parser.error('--rounds must be at least 1')
     figure, axes = plt.subplots(
         1, len(args.sweeps), figsize=(3 * len(args.sweeps), 3), layout='constrained', squeeze=False
     )

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -220,8 +221,12 @@ def main() -> None:
     args = parser.parse_args()
     if args.device == 'cuda' and (args.compile or not torch.cuda.is_available()):
         parser.error('--device cuda needs a GPU, and times no --compile')
-    if args.cases is None:
-        args.cases = range(len(CASES) + (len(GPU_CASES) if args.device == 'cuda' else 0))
+    known = range(len(CASES) + (len(GPU_CASES) if args.device == 'cuda' else 0))
+    args.cases = known if args.cases is None else args.cases
+    if args.rounds < 1 or not set(args.cases) <= set(known):
+        parser.error(f'--rounds must be at least 1, and --cases of {", ".join(map(str, known))}')
+    if args.json and Path(args.json).exists():
+        parser.error(f'--json {args.json} exists')
     rows = main_on_gpu(args) if args.device == 'cuda' else main_on_cpu(args)
     if args.json:
         with open(args.json, 'w') as file:

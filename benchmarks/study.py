@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple, Optional
+from typing import NamedTuple
 
 import torch
 from mmengine.config import Config
@@ -83,6 +83,9 @@ class Run(NamedTuple):
     def result(self) -> Path:
         return RESULTS / f'{self.name}.json'
 
+    def lacks_data(self, data_root: Path) -> bool:
+        return self.base == 'bccd' and not (data_root / 'bccd').is_dir()
+
 
 def plan() -> Iterator[Run]:
     """Every run, in the order of priority; seeds outermost, so that a cut leaves whole comparisons."""
@@ -95,14 +98,15 @@ def plan() -> Iterator[Run]:
                 yield Run(data, arm, seed)
 
 
-def make_config(run: Run, work_dir: Path, data_root: Optional[Path]) -> Config:
+def make_config(run: Run, work_dir: Path, data_root: Path) -> Config:
     cfg = read_config(str(ROOT / 'configs' / 'study' / CONFIGS[run.base]))
     if run.base == 'bccd':
-        cfg = read_config(cfg.filename, dict(data_root=str((data_root or Path('data')) / 'bccd')))
-        if not Path(cfg.data_root).is_dir():
-            raise UserError(f'{cfg.data_root} does not exist; docs/study.md says where the data is')
+        cfg = read_config(cfg.filename, dict(data_root=str(data_root / 'bccd')))
     else:
-        make_shapes(cfg.data_root.rstrip('/'), num_val=200, val_seed=3, **SHAPES[run.base])
+        try:
+            make_shapes(cfg.data_root.rstrip('/'), num_val=200, val_seed=3, **SHAPES[run.base])
+        except FileExistsError as error:
+            raise UserError(str(error)) from error
     cfg.model.backbone.update(run.backbone)
     cfg.randomness = dict(seed=run.seed)
     cfg.work_dir = str(work_dir)
@@ -148,7 +152,7 @@ def train(cfg: Config) -> tuple[float, int]:
     cfg.dump(str(config))
     with open(config.with_name('output.txt'), 'w') as output:
         command = [sys.executable, str(ROOT / 'tools' / 'train.py'), str(config)]
-        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, cwd=ROOT)
+        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
         _, status, usage = os.wait4(process.pid, 0)  # the peak memory of this very process
         if status:
             raise UserError(f'{config} failed; see {output.name}')
@@ -180,10 +184,6 @@ def execute(run: Run, args: argparse.Namespace) -> None:
 
 def device_name() -> str:
     return torch.cuda.get_device_name() if torch.cuda.is_available() else 'cpu'
-
-
-def left() -> list:
-    return [run for run in plan() if not run.result.exists()]
 
 
 def read_results() -> list:
@@ -225,6 +225,11 @@ def report() -> str:
     results = {(r['data'], r['arm'], r['seed']): r for r in read_results()}
     lines = []
     for data in dict.fromkeys(run.data for run in plan()):
+        devices = {row.get('device', 'cpu') for key, row in results.items() if key[0] == data}
+        if len(devices) > 1:
+            raise UserError(
+                f'the results of {data} are of {" and ".join(sorted(devices))}: keep them apart by --results'
+            )
         runs = [run for run in plan() if run.data == data]
         metrics = ['bbox_mAP', 'segm_mAP'] if not data.startswith('bccd') else ['bbox_mAP']
         head = ['arm', 'seeds']
@@ -276,21 +281,29 @@ def plot(out: Path) -> None:
 
 
 def main() -> None:
+    global RESULTS
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     instead = parser.add_mutually_exclusive_group()
     instead.add_argument('--plan', action='store_true', help='say what is left and how long it takes; run nothing')
     instead.add_argument('--report', action='store_true', help='print the tables and draw the plot; run nothing')
     parser.add_argument('--work-dirs', type=Path, default=Path('work_dirs/study'), help='default: %(default)s')
-    parser.add_argument('--data-root', type=Path, help='the folder that holds bccd (default: data)')
+    parser.add_argument('--data-root', type=Path, default=Path('data'), help='holds bccd; default: %(default)s')
+    parser.add_argument('--results', type=Path, help='where figures are kept; default: those of the repository, go on')
     parser.add_argument('--only', nargs='+', metavar='DATA', help='only these data sets')
     parser.add_argument('--arms', nargs='+', metavar='ARM', help='only these arms')
     parser.add_argument('--seeds', type=int, nargs='+', metavar='N', help='only these seeds')
     parser.add_argument('--minutes', type=float, default=float('inf'), help='begin no run after so many minutes')
     parser.add_argument('--untimed', action='store_true', help='other work runs beside: keep no time an iteration')
     args = parser.parse_args()
+    os.environ.pop('MMDET_DATASETS', None)  # the study names its data itself
+    picture = ROOT / 'docs' / 'images' / 'study.png'
+    if args.results:
+        RESULTS, picture = args.results, args.results / 'study.png'
     if args.report:
+        if args.only or args.arms or args.seeds:
+            raise UserError('--report takes all results: leave out --only, --arms and --seeds')
         print(report())
-        plot(ROOT / 'docs' / 'images' / 'study.png')
+        plot(picture)
         return
     for name, given, known in (
         ('only', args.only, {run.data for run in plan()}),
@@ -298,13 +311,18 @@ def main() -> None:
     ):
         for value in set(given or ()) - known:
             raise UserError(f'--{name} must be of {", ".join(sorted(known))}, but got {value}')
-    runs = [
+    chosen = [
         r
-        for r in left()
+        for r in plan()
         if (r.data in args.only if args.only else r.data != 'large' or torch.cuda.is_available())
         and (not args.arms or r.arm in args.arms)
         and (not args.seeds or r.seed in args.seeds)
     ]
+    if not chosen:
+        raise UserError('no run of the plan is of these data sets, arms and seeds')
+    runs = [r for r in chosen if not r.result.exists()]
+    if not args.plan and any(r.lacks_data(args.data_root) for r in runs):
+        raise UserError(f'{args.data_root / "bccd"} does not exist; docs/study.md says where the data is')
     print(f'{len(runs)} runs are left, about {estimate(runs) / 3600:.1f} hours', flush=True)
     if args.plan:
         for run in runs:

@@ -10,13 +10,14 @@ from typing import Any
 
 import torch
 from mmcv.cnn import fuse_conv_bn
+from mmcv.ops import DeformConv2d, ModulatedDeformConv2d
 from mmdet.registry import DATASETS
 from mmdet.structures import DetDataSample
 from mmdet.testing import demo_mm_inputs
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
+from torch.utils.flop_counter import FlopCounterMode, conv_flop_count, sdpa_backward_flop_count, sdpa_flop_count
 
 from .backbones import ResidualPath, fuse_paths
 from .data.guard import guard
@@ -99,6 +100,12 @@ def dataset_batches(cfg: Config, images: int, batch_size: int) -> list[dict[str,
     ]
 
 
+def count_detections(samples: Any) -> float | None:
+    """Detections an image in what :func:`predict` gave; None of a model that finds no instances."""
+    found = [len(sample.pred_instances) for sample in samples if 'pred_instances' in sample]
+    return sum(found) / len(found) if found else None
+
+
 def predict(model: nn.Module, batch: dict[str, list]) -> Any:
     """One prediction, from the images on the host to the results."""
     with torch.no_grad():
@@ -108,13 +115,10 @@ def predict(model: nn.Module, batch: dict[str, list]) -> Any:
 def random_annotated_batch(model: nn.Module, size: tuple[int, int], batch_size: int) -> dict[str, list]:
     """As :func:`random_batch`, with ten random boxes and masks an image; a detector takes what it needs."""
     classes = max(m.num_classes for m in model.modules() if hasattr(m, 'num_classes'))  # an RPN has 1
-    return demo_mm_inputs(
-        batch_size,
-        [[3, *size]] * batch_size,
-        num_items=[10] * batch_size,
-        num_classes=classes,
-        with_mask=True,
-    )
+    batch = demo_mm_inputs(batch_size, [[3, *size]] * batch_size, num_items=[10] * batch_size, with_mask=True)
+    for sample in batch['data_samples']:  # its own labels leave the first class out, which may be the only one
+        sample.gt_instances.labels = torch.arange(10) % classes
+    return batch
 
 
 def train_step(model: nn.Module, batch: dict[str, list]) -> None:
@@ -126,7 +130,10 @@ def train_step(model: nn.Module, batch: dict[str, list]) -> None:
 
 def train_backbone(backbone: nn.Module, inputs: torch.Tensor) -> None:
     """As :func:`train_step`, of the backbone alone, with the sum of its features as the loss."""
-    sum(features.sum() for features in backbone(inputs) if features.requires_grad).backward()
+    trained = [features.sum() for features in backbone(inputs) if features.requires_grad]
+    if not trained:
+        raise UserError('nothing of the backbone is trained: it is frozen')
+    sum(trained).backward()
     backbone.zero_grad(set_to_none=True)
 
 
@@ -200,13 +207,37 @@ def _count_gradients(
     return sum(output_mask[:2]) * conv_flop_count(x_shape, w_shape, grad_shape, transposed)
 
 
-def count_multiply_adds(function: Callable[[], Any]) -> int:
-    """Multiply-adds of the convolutions and matrix products that ``function`` runs.
+def _count_attention(query, key, value, *rest, out_shape=None, **kwargs) -> int:
+    return sdpa_flop_count(query, key, value)
 
-    KAN convolutions are counted: each plane of the basis is a depthwise convolution. Elementwise functions (norms,
-    activations, the tanh and the powers of a basis), RoIAlign and NMS are not.
+
+def _count_attention_gradients(grad, query, key, value, *rest, out_shape=None, **kwargs) -> int:
+    return sdpa_backward_flop_count(grad, query, key, value)
+
+
+def count_multiply_adds(function: Callable[[], Any]) -> int:
+    """Multiply-adds of the convolutions, attention and matrix products that ``function`` runs.
+
+    KAN convolutions are counted: each plane of the basis is a depthwise convolution. Deformable convolutions are, as
+    plain ones. Elementwise functions (norms, activations, the tanh and the powers of a basis), sampling (RoIAlign,
+    deformable attention) and NMS are not.
     """
-    gradients = {torch.ops.aten.convolution_backward: _count_gradients}
-    with FlopCounterMode(display=False, custom_mapping=gradients) as counter:
-        function()
-    return counter.get_total_flops() // 2
+    aten, deformable = torch.ops.aten, 0
+    formulas = {aten.convolution_backward: _count_gradients}
+    if hasattr(aten, '_scaled_dot_product_flash_attention_for_cpu'):  # torch has formulas for those of a GPU
+        formulas[aten._scaled_dot_product_flash_attention_for_cpu] = _count_attention
+        formulas[aten._scaled_dot_product_flash_attention_for_cpu_backward] = _count_attention_gradients
+
+    def count(module: nn.Module, inputs: Any, out: Any) -> None:  # MMCV's own operators pass torch's counter by
+        nonlocal deformable
+        if isinstance(module, (DeformConv2d, ModulatedDeformConv2d)):
+            gradients = out.requires_grad * (inputs[0].requires_grad + module.weight.requires_grad)
+            deformable += out.numel() * module.weight[0].numel() * (1 + gradients)
+
+    handle = nn.modules.module.register_module_forward_hook(count)
+    try:
+        with FlopCounterMode(display=False, custom_mapping=formulas) as counter:
+            function()
+    finally:
+        handle.remove()
+    return counter.get_total_flops() // 2 + deformable

@@ -55,7 +55,7 @@ def test_report_pairs_seeds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def test_arms_differ_in_the_backbone_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(study, 'make_shapes', lambda *a, **k: None)
     configs = {
-        arm: study.make_config(study.Run('shapes-quarter', arm, 2), tmp_path / 'work', None).to_dict()
+        arm: study.make_config(study.Run('shapes-quarter', arm, 2), tmp_path / 'work', tmp_path).to_dict()
         for arm in study.ARMS
     }
     backbones = [cfg['model'].pop('backbone') for cfg in configs.values()]
@@ -63,8 +63,38 @@ def test_arms_differ_in_the_backbone_alone(tmp_path: Path, monkeypatch: pytest.M
     assert len({repr(backbone) for backbone in backbones}) == 7  # plain and plain-tuned have the same
     dataset = configs['plain']['train_dataloader']['dataset']
     assert (dataset['times'], dataset['dataset']['indices']) == (4, 300)
-    with pytest.raises(study.UserError, match='docs/study'):
-        study.make_config(study.Run('bccd', 'plain', 1), tmp_path, tmp_path)
+
+
+def main(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
+    monkeypatch.setattr(study, 'RESULTS', study.RESULTS)  # main may set another
+    monkeypatch.setattr('sys.argv', ['study.py', *arguments])
+    study.main()
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (['--only', 'bccd', '--results', '{tmp}', '--data-root', '{tmp}'], 'bccd does not exist; docs/study'),
+        (['--seeds', '77'], 'no run of the plan'),
+        (['--only', 'shapes', '--arms', 'degree-1'], 'no run of the plan'),
+        (['--only', 'coco'], '--only must be of bccd, .* but got coco'),
+        (['--report', '--seeds', '1'], 'leave out --only'),
+    ],
+)
+def test_bad_calls(arguments: list, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(study.UserError, match=message):
+        main(monkeypatch, *(argument.format(tmp=tmp_path) for argument in arguments))
+
+
+def test_results_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    main(monkeypatch, '--plan', '--only', 'shapes', '--seeds', '1', '--results', str(tmp_path))
+    assert capsys.readouterr().out.splitlines()[1:] == [f'shapes/{arm}/1' for arm in study.ARMS]
+    write(tmp_path, 'shapes', 'plain', 1, 0.3, 0.1)
+    write(tmp_path, 'shapes', 'rkan', 1, 0.3, 0.1)
+    path = tmp_path / 'shapes' / 'rkan' / '1.json'
+    path.write_text(json.dumps(dict(json.loads(path.read_text()), device='a GPU')))
+    with pytest.raises(study.UserError, match='the results of shapes are of a GPU and cpu'):
+        main(monkeypatch, '--report', '--results', str(tmp_path))
 
 
 def test_committed_results_are_whole() -> None:

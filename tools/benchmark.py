@@ -10,6 +10,7 @@ import platform
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from mmengine.config import Config
@@ -20,6 +21,7 @@ from rkan_mmdet.detector import choose_device
 from rkan_mmdet.launch import UserError, add_cfg_options, check_config, read_config, run_tool
 from rkan_mmdet.speed import (
     build_detector,
+    count_detections,
     count_multiply_adds,
     count_parameters,
     dataset_batches,
@@ -33,6 +35,11 @@ from rkan_mmdet.speed import (
     time_in_turn,
     train_backbone,
     train_step,
+)
+
+NOTHING_FOUND = (
+    ': what follows the proposals did nothing, masks among it; name a checkpoint, or let all pass by, in Mask R-CNN, '
+    '--cfg-options model.test_cfg.rcnn.score_thr=0'
 )
 
 
@@ -101,8 +108,8 @@ def make_run(args: argparse.Namespace, cfg: Config, model: nn.Module) -> tuple[n
     return model, partial(run_round, autocast(function), model, batches)
 
 
-def run_round(function: Callable, model: nn.Module, batches: list, i: int) -> None:
-    function(model, batches[i % len(batches)])
+def run_round(function: Callable, model: nn.Module, batches: list, i: int) -> Any:
+    return function(model, batches[i % len(batches)])
 
 
 def main() -> None:
@@ -148,6 +155,10 @@ def main() -> None:
             f'{rows[name]["multiply_adds"] / 1e9:.2f} G multiply-adds an image, '
             f'{rows[name]["peak_memory"] / 2**20:.0f} MiB of tensors besides the model'
         )
+        if not (args.backbone or args.train):
+            found = rows[name]['detections'] = count_detections(run(0))
+            if found is not None:
+                print(f'  {found:g} detections an image' + NOTHING_FOUND * (found == 0))
     result = dict(
         device=device, torch=torch.__version__, amp=args.amp, batch_size=args.batch_size, images=what, models=rows
     )

@@ -398,8 +398,9 @@ def test_a_path_is_no_block_of_its_stage(kind: object, out_channels: int) -> Non
     for other in (net, copy.deepcopy(net), pickle.loads(pickle.dumps(net))) if kind is OwnForward else (net,):
         torch.testing.assert_close(other['a'](x), plain + other['a'].rkan(x))
         assert list(other['a'].state_dict())[: len(keys)] == keys
-    compiled = torch.compile(net['a'], backend='eager', fullgraph=True)
-    torch.testing.assert_close(compiled(x), plain + net['a'].rkan(x))
+    if hasattr(torch.compiler, 'is_compiling'):  # since torch 2.3, see test_compile
+        compiled = torch.compile(net['a'], backend='eager', fullgraph=True)
+        torch.testing.assert_close(compiled(x), plain + net['a'].rkan(x))
     with pytest.raises(ValueError, match=r"stage 'a' .* has a path"):
         attach_paths(net, ['a'], [True])
 

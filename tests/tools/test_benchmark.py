@@ -1,12 +1,14 @@
 """The speed tool: what it counts against arithmetic by hand, and what it refuses."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from mmcv.cnn import build_conv_layer
 
 from rkan_mmdet.launch import read_config
 from rkan_mmdet.ops import KANConv2d
@@ -42,6 +44,19 @@ def test_multiply_adds_of_gradients_count_groups() -> None:
     conv = KANConv2d(8, stride=2)
     planes, weights = 4 * 9 * 8 * 2 * 16 * 16, 9 * 4 * 4  # the gradients of all planes; of the folded basis
     assert count_multiply_adds(lambda: conv(x).sum().backward()) == 3 * planes + 2 * weights
+
+
+def test_multiply_adds_of_attention_and_deformable_convolutions() -> None:
+    q = torch.randn(2, 4, 50, 8, requires_grad=True)
+    attend = torch.nn.functional.scaled_dot_product_attention
+    assert count_multiply_adds(lambda: attend(q, q, q)) == 2 * 2 * 4 * 50 * 50 * 8
+    x = torch.randn(1, 8, 10, 10)
+    plain = 9 * 8 * 16 * 100
+    for kind, offsets in (('DCN', 18), ('DCNv2', 27)):
+        conv = build_conv_layer(dict(type=kind), 8, 16, 3, padding=1)
+        assert count_multiply_adds(lambda: torch.no_grad()(conv)(x)) == plain + 9 * 8 * offsets * 100  # noqa: B023
+        forward_and_weights = 2 * (plain + 9 * 8 * offsets * 100)
+        assert count_multiply_adds(lambda: conv(x).sum().backward()) == forward_and_weights  # noqa: B023
 
 
 def test_peak_memory_counts_live_tensors() -> None:
@@ -103,6 +118,15 @@ def test_two_detectors(tmp_path: Path) -> None:
     assert 0.2 < result['speed_ratio']['median'] < 2
     assert 'of the speed of plain' in done.stdout
     assert 'they find the same' in done.stdout
+    assert len(re.findall(r'^  \d+ detections an image', done.stdout, re.MULTILINE)) == 2
+
+    nothing = run(CONFIG, *options, '--cfg-options', 'model.test_cfg.rcnn.score_thr=0.9999')
+    assert '  0 detections an image: what follows the proposals did nothing' in nothing.stdout
+    one_class = [f'model.roi_head.{head}_head.num_classes=1' for head in ('bbox', 'mask')]
+    done = run(CONFIG, *options, '--train', '--cfg-options', *one_class)
+    assert done.returncode == 0, done.stderr
+    frozen = run(CONFIG, *options, '--train', '--backbone', '--cfg-options', 'model.backbone.frozen_stages=4')
+    assert frozen.stderr.endswith('error: nothing of the backbone is trained: it is frozen\n')
 
     assert 'exists' in run(CONFIG, *options, '--json', out).stderr
     backbone = run(CONFIG, *options, '--backbone', '--fuse')

@@ -50,6 +50,14 @@ def test_table(tmp_path: Path) -> None:
     assert rows[1]['difference'] == {'box AP': 0.4, 'box AP50': 0.4, 'mask AP': -1.0, 'mask AP50': -1.0}
     assert 'box AP' not in rows[2]
 
+    others = [
+        configs[0],
+        *(ROOT / f'configs/rkan/mask-rcnn_{name}_coco.py' for name in ('rkan-r50_fpn_1x', 'rkan-r50_fpn_adapter-1x')),
+    ]
+    rows = [line.split(' | ') for line in run(*others, '--work-dirs', tmp_path).stdout.splitlines() if 'r50' in line]
+    assert [row[0] for row in rows] == ['| r50', *(f'| {config.stem}' for config in others[1:])]
+    assert [row[7] for row in rows] == ['35.59', '', ''], "the authors' figures are of their recipe"
+
     again = run(*configs, '--work-dirs', tmp_path, '--json', tmp_path / 'table.json')
     assert again.returncode == 1
     assert 'exists' in again.stderr
