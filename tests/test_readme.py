@@ -123,4 +123,4 @@ def test_speed(folder: Path) -> None:
     script = block_of('docs/speed.md', '--backbone --fuse')
     for option in ('rounds', 'warmup'):
         script = re.sub(rf'--{option} \d+', f'--{option} 1', script)
-    assert bash(script, folder).count('of the speed of') == 3
+    assert bash(script, folder).count('of the speed of') == 4

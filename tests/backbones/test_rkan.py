@@ -362,7 +362,7 @@ def test_a_stage_of_any_module() -> None:
 
 class OwnForward(nn.Sequential):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return super().forward(x) + x
+        return super().forward(x) + x.mean(1, keepdim=True)
 
 
 class Listed(nn.ModuleList):
@@ -386,8 +386,6 @@ class Children(nn.Module):
 @pytest.mark.parametrize('kind', [nn.Sequential, OwnForward, lambda *blocks: Listed(blocks), Children])
 @pytest.mark.parametrize('out_channels', [4, 6])  # where a path could follow the last block, and where it could not
 def test_a_path_is_no_block_of_its_stage(kind: object, out_channels: int) -> None:
-    if out_channels == 6 and kind is OwnForward:
-        pytest.skip('its sum needs as many channels')
     stage = kind(nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, out_channels, 3, padding=1))
     x = torch.randn(2, 4, 9, 9)
     plain, keys = stage(x), list(stage.state_dict())
