@@ -23,9 +23,8 @@ authors_train_pipeline = [
         prob=0.3,
         transforms=[
             *(dict(type=kind, min_mag=0.8, max_mag=1.2) for kind in ('Brightness', 'Contrast', 'Color')),
-            dict(
-                type='YOLOXHSVRandomAug', hue_delta=18, saturation_delta=0, value_delta=0
-            ),  # of 180: a tenth of a turn
+            # 18 of 180: a tenth of a turn
+            dict(type='YOLOXHSVRandomAug', hue_delta=18, saturation_delta=0, value_delta=0),
         ],
     ),
     dict(type='PackDetInputs'),
