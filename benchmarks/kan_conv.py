@@ -18,7 +18,7 @@ from torch import Tensor
 from rkan_mmdet.ops import KANConv2d
 
 # (N, C, H, W), stride, degree: the convolutions of RKANet-50 and its 4xL at about 640 x 1066
-CASES = [((2, 512, 40, 66), 2, 3), ((2, 1024, 40, 66), 2, 3), ((1, 2048, 20, 33), 1, 2), ((2, 4096, 40, 66), 2, 3)]
+CASES = [((2, 512, 40, 66), 2, 3), ((2, 1024, 40, 66), 2, 3), ((2, 2048, 20, 33), 1, 2), ((2, 4096, 40, 66), 2, 3)]
 
 GPU_CASES = [((16, 512, 40, 66), 2, 3), ((16, 2048, 20, 33), 1, 2)]  # and of a batch, which no cache holds
 

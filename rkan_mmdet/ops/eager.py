@@ -79,9 +79,8 @@ def _domain(x: Tensor, basis: Basis) -> Tensor:
     return torch.tanh(x) if basis.on_domain else x
 
 
-def _planes(x: Tensor, basis: Basis) -> Iterator[Tensor]:
-    """x and its functions, each made when it is asked for; a power from the second on is gone when the next is."""
-    yield x
+def _functions(x: Tensor, basis: Basis) -> Iterator[Tensor]:
+    """The planes besides x, each made when it is asked for; a power from the second on is gone when the next is."""
     if not basis.num_functions:
         return
     u = _domain(x, basis)
@@ -110,11 +109,6 @@ def _parts(x: Tensor) -> list[tuple[slice, slice]]:
     ]
 
 
-def _is_whole(x: Tensor, dtype: torch.dtype) -> bool:
-    """Whether there is one part, which is x as it is."""
-    return len(_parts(x)) == 1 and x.dtype == dtype and x.is_contiguous(memory_format=torch.channels_last)
-
-
 def _cut(x: Tensor, part: tuple[slice, slice], dtype: torch.dtype) -> Tensor:
     # not to(memory_format=...), which gives a slice of a channels_last tensor as it is, and every convolution a copy
     return x[part].to(dtype).contiguous(memory_format=torch.channels_last)
@@ -130,10 +124,9 @@ def _put(target: Tensor, value: Tensor) -> None:
         target.copy_(value)
 
 
-def _chain(u: Tensor | None, basis: Basis, by_plane: Callable[[int], Tensor]) -> Tensor:
-    """The gradient of x from those of its planes, each asked for when it is used; of powers, times their exponent."""
-    if u is None:
-        return by_plane(0)
+def _chain(u: Tensor, basis: Basis, by_plane: Callable[[int], Tensor]) -> Tensor:
+    """What the functions add to the gradient of x: from those of their planes, each asked for when it is used; of
+    powers, times their exponent."""
     if is_monomial(basis):
         total = by_plane(basis.degree)
         for p in range(basis.degree - 1, 0, -1):  # Horner
@@ -143,9 +136,7 @@ def _chain(u: Tensor | None, basis: Basis, by_plane: Callable[[int], Tensor]) ->
         total = by_plane(1).mul_(slopes[0])
         for p, slope in enumerate(slopes[1:], 2):
             total.add_(by_plane(p).mul_(slope))
-    if basis.on_domain:
-        total.addcmul_(total * u, u, value=-1)
-    return total.add_(by_plane(0))
+    return total.addcmul_(total * u, u, value=-1) if basis.on_domain else total
 
 
 def expand(kernels: Tensor, channels: int) -> Tensor:
@@ -153,9 +144,9 @@ def expand(kernels: Tensor, channels: int) -> Tensor:
     return kernels.transpose(0, 1)[:, :, None, None].expand(-1, -1, channels, -1, -1, -1).contiguous()
 
 
-def _expand_to_parts(kernels: Tensor, x: Tensor) -> list[tuple[Tensor, ...]]:
-    """For each plane its depthwise kernels, for as many channels as a part has at most."""
-    return [plane.unbind() for plane in expand(kernels, min(_parts(x)[0][1].stop, x.shape[1]))]
+def _is_ready(x: Tensor, dtype: torch.dtype) -> bool:
+    """Whether convolutions take x as it is."""
+    return x.dtype == dtype and x.is_contiguous(memory_format=torch.channels_last)
 
 
 def sum_planes(x: Tensor, weights: Tensor, bias: Tensor | None, spec: Spec) -> Tensor:
@@ -163,33 +154,35 @@ def sum_planes(x: Tensor, weights: Tensor, bias: Tensor | None, spec: Spec) -> T
 
     Args:
         x (Tensor[N, C, H, W]): The input.
-        weights (Tensor[planes, K, C', 1, kh, kw]): The kernels of each channel, or for C' < C of any.
+        weights (Tensor[planes, K, C, 1, kh, kw]): The kernels of each channel.
         bias (Tensor[K, C] or None): Added to the outputs; a stride of 0 gives all channels the same.
         spec (Spec): Basis, stride, padding and dilation.
     """
-    y, shared = None, weights.shape[2] < x.shape[1]
+    if _is_ready(x, weights.dtype):
+        return _sum_ready(x, weights, bias, spec)
+    y = None
     for part in _parts(x):
-        cut = _cut(x, part, weights.dtype)
-        channels, sums = cut.shape[1], []
-        chosen = slice(channels) if shared else part[1]
-        for p, plane in enumerate(_planes(cut, spec.basis)):
-            for k, weight in enumerate(weights[p, :, chosen].unbind()):
-                # no name for what is added: memory that is free at once is used again while it is in the caches
-                if p == 0:
-                    first = None if bias is None else bias[k, part[1]]
-                    sums.append(F.conv2d(plane, weight, first, *spec[1:], channels))
-                else:
-                    sums[k].add_(F.conv2d(plane, weight, None, *spec[1:], channels))
-        if len(sums) == 1 and _is_whole(x, weights.dtype):
-            return sums[0]
+        some = None if bias is None else bias[:, part[1]]
+        sums = _sum_ready(_cut(x, part, weights.dtype), weights[:, :, part[1]], some, spec)
         if y is None:
             last = x.is_contiguous(memory_format=torch.channels_last)
-            size = (x.shape[0], weights.shape[1] * x.shape[1], *sums[0].shape[2:])
+            size = (x.shape[0], weights.shape[1] * x.shape[1], *sums.shape[2:])
             y = torch.empty(size, dtype=x.dtype, device=x.device,
                             memory_format=torch.channels_last if last else torch.contiguous_format)  # fmt: skip
-        for total, target in zip(sums, y.split(x.shape[1], dim=1)):
+        for total, target in zip(sums.chunk(weights.shape[1], dim=1), y.split(x.shape[1], dim=1)):
             _put(target[part], total)
     return y
+
+
+def _sum_ready(x: Tensor, weights: Tensor, bias: Tensor | None, spec: Spec) -> Tensor:
+    planes, kernels, count = weights.shape[:3]
+    sums = [F.conv2d(x, weights[0, k], None if bias is None else bias[k], *spec[1:], count) for k in range(kernels)]
+    for part in _parts(x) if planes > 1 else ():
+        for p, plane in enumerate(_functions(x[part], spec.basis), 1):
+            for k in range(kernels):
+                # no name for what is added: memory that is free at once is used again while it is in the caches
+                sums[k][part].add_(F.conv2d(plane, weights[p, k, part[1]], None, *spec[1:], plane.shape[1]))
+    return sums[0] if kernels == 1 else torch.cat(sums, dim=1)
 
 
 def join(linear: Tensor, functions: Tensor | None) -> Tensor:
@@ -273,7 +266,7 @@ class _PlanesConv2d(torch.autograd.Function):
     ) -> Tensor:
         ctx.spec = spec
         ctx.save_for_backward(x, linear, functions)
-        weights = expand(join(linear, functions), min(_parts(x)[0][1].stop, x.shape[1]))
+        weights = expand(join(linear, functions), x.shape[1])
         bias = None if constant is None else constant[:, None].expand(-1, x.shape[1])
         return sum_planes(x, weights, bias, spec)
 
@@ -298,54 +291,74 @@ class _PlanesConv2d(torch.autograd.Function):
             grad_x, grad_kernels = _gradients(
                 saved, grad, join(linear, functions), ctx.spec, of_x, of_linear or of_functions
             )
-        grad_linear = grad_kernels[:, 0].clone() if of_linear else None
-        return grad_x, grad_linear, grad_kernels[:, 1:].clone() if of_functions else None, grad_constant, None
+        grad_linear = grad_kernels[0].clone() if of_linear else None
+        return (
+            grad_x,
+            grad_linear,
+            grad_kernels[1:].transpose(0, 1).clone() if of_functions else None,
+            grad_constant,
+            None,
+        )
 
 
 def _gradients(
     x: Tensor, grad: Tensor, kernels: Tensor, spec: Spec, of_x: bool, of_kernels: bool
 ) -> tuple[Tensor | None, Tensor | None]:
-    monomial = is_monomial(spec.basis)
-    grad_x = torch.empty_like(x) if of_x and not _is_whole(x, kernels.dtype) else None
-    by_kernels = []
-    if monomial:  # the gradient of u^m by u is m u^(m-1): m goes into the kernel
+    if is_monomial(spec.basis):  # the gradient of u^m by u is m u^(m-1): m goes into the kernel
         exponents = torch.arange(kernels.shape[1], dtype=kernels.dtype, device=x.device).clamp(min=1)
         kernels = kernels * exponents[:, None, None]
-    weights = _expand_to_parts(kernels, x)
+    weights = expand(kernels, x.shape[1])
+    grads = grad.split(x.shape[1], dim=1)
+    if _is_ready(x, kernels.dtype):
+        everything = slice(None), slice(None)
+        return _gradients_ready(x, [_cut(g, everything, kernels.dtype) for g in grads], weights, spec, of_x, of_kernels)
+    grad_x, grad_kernels = torch.empty_like(x) if of_x else None, None
     for part in _parts(x):
-        cut = _cut(x, part, kernels.dtype)
-        grads = [_cut(g, part, kernels.dtype) for g in grad.split(x.shape[1], dim=1)]
-        u = None
-
-        def backward(plane: Tensor, weight: Tensor, k: int, of_plane: bool) -> Tensor:
-            channels = plane.shape[1]
-            return torch.ops.aten.convolution_backward(
-                grads[k], plane, weight[:channels], None, spec.stride, spec.padding, spec.dilation,  # noqa: B023
-                False, [0, 0], channels, [of_plane, not of_plane, False],
-            )[0 if of_plane else 1]  # fmt: skip
-
-        def by_plane(p: int) -> Tensor:  # only the shape of the plane counts
-            total = backward(cut, weights[p][0], 0, True)  # noqa: B023
-            for k in range(1, len(kernels)):
-                total.add_(backward(cut, weights[p][k], k, True))  # noqa: B023
-            return total
-
+        ready = [_cut(t, part, kernels.dtype) for t in (x, *grads)]
+        of_part, by_part = _gradients_ready(ready[0], ready[1:], weights[:, :, part[1]], spec, of_x, of_kernels)
+        if of_x:
+            _put(grad_x[part], of_part)
         if of_kernels:
-            for p, plane in enumerate(_planes(cut, spec.basis)):
-                by_kernels += [backward(plane, weights[p][k], k, False).sum((0, 1)) for k in range(len(kernels))]
-                if p == 1 and monomial:
+            grad_kernels = by_part if grad_kernels is None else grad_kernels.add_(by_part)
+    return grad_x, grad_kernels
+
+
+def _gradients_ready(
+    x: Tensor, grads: list[Tensor], weights: Tensor, spec: Spec, of_x: bool, of_kernels: bool
+) -> tuple[Tensor | None, Tensor | None]:
+    basis = spec.basis
+
+    def backward(grad: Tensor, plane: Tensor, weight: Tensor, *of: bool) -> tuple[Tensor | None, ...]:
+        return torch.ops.aten.convolution_backward(
+            grad, plane, weight, None, spec.stride, spec.padding, spec.dilation, False, [0, 0], len(weight),
+            [*of, False],
+        )  # fmt: skip
+
+    def sum_of_planes(plane: Tensor, grads: list[Tensor], weights: Tensor) -> Tensor:  # only the plane's shape counts
+        first, *others = (backward(g, plane, w, True, False)[0] for g, w in zip(grads, weights))
+        return sum(others, first)
+
+    grad_x = sum_of_planes(x, grads, weights[0]) if of_x else None
+    grad_kernels = weights.new_zeros(*weights.shape[:2], *weights.shape[4:]) if of_kernels else None
+
+    def add_kernels(p: int, plane: Tensor, grads: list[Tensor], weights: Tensor) -> None:
+        for k, grad in enumerate(grads):
+            grad_kernels[p, k].add_(backward(grad, plane, weights[k], False, True)[1].sum((0, 1)))
+
+    if of_kernels:
+        add_kernels(0, x, grads, weights[0])
+    for part in _parts(x) if len(weights) > 1 else ():
+        of_part, some = [_cut(g, part, g.dtype) for g in grads], weights[:, :, part[1]]
+        u = None
+        if of_kernels:
+            for p, plane in enumerate(_functions(x[part], basis), 1):
+                add_kernels(p, plane, of_part, some[p])
+                if p == 1 and is_monomial(basis):
                     u = plane
         if of_x:
-            if spec.basis.num_functions and u is None:
-                u = _domain(cut, spec.basis)
-            total = _chain(u, spec.basis, by_plane)
-            if grad_x is None:
-                grad_x = total
-            else:
-                _put(grad_x[part], total)
-    if not of_kernels:
-        return grad_x, None
-    return grad_x, torch.stack(by_kernels).unflatten(0, (-1, kernels.shape[1], len(kernels))).sum(0).transpose(0, 1)
+            u = _domain(x[part], basis) if u is None else u
+            grad_x[part].add_(_chain(u, basis, lambda p: sum_of_planes(u, of_part, some[p])))  # noqa: B023
+    return grad_x, grad_kernels
 
 
 def kan_conv2d_eager(

@@ -69,8 +69,6 @@ def _why_not_triton(basis: Basis | None, x: Tensor | None) -> str:
         return f"backend 'triton' computes polynomials up to degree {MAX_MONOMIAL_DEGREE}, but basis is {basis!r}"
     if basis is not None and not basis.on_domain:
         return f"backend 'triton' evaluates polynomials at tanh(x), but basis {basis!r} is evaluated at x"
-    if basis is not None and not basis.on_domain:
-        return f"backend 'triton' evaluates the basis at tanh(x), but basis {basis!r} is evaluated at x"
     if x is not None and not x.is_cuda and os.environ.get('TRITON_INTERPRET') != '1':
         return f"backend 'triton' needs a tensor on a GPU, but x is on {x.device}"
     if x is not None and x.dtype not in (torch.float32, torch.float16, torch.bfloat16):
