@@ -5,6 +5,7 @@ from __future__ import annotations
 import _codecs
 import _compat_pickle
 import contextlib
+import errno
 import json
 import os
 import pickle
@@ -161,6 +162,9 @@ def read_checkpoint(path: str | Path, map_location: Any = 'cpu') -> Any:
         else:
             checkpoint = _load_guarded(path, map_location)
     except Exception as error:  # a damaged file fails in many ways
+        of_the_disk = isinstance(error, OSError) and error.errno not in (None, errno.EINVAL)
+        if of_the_disk or isinstance(error, torch.cuda.OutOfMemoryError):
+            raise  # says nothing of the file
         raise _explain(path, error) from error
     meta = checkpoint.get('meta') if isinstance(checkpoint, dict) else None
     if isinstance(meta, dict):
@@ -308,16 +312,17 @@ def find_training_state(work_dir: str | Path) -> tuple[str, dict[str, Any]] | No
     work_dir = Path(work_dir)
     pointer = work_dir / 'last_checkpoint'
     name = pointer.read_text(errors='replace').strip() if pointer.is_file() else ''
-    folders = {work_dir.resolve(), (Path(name) if name else pointer).resolve().parent}
+    own = work_dir / Path(name).name  # first: of a directory that was moved or copied, the pointer names another's
+    elsewhere = [] if not name or own.is_file() else [Path(name).resolve().parent]
     files = [
         path
-        for folder in folders  # with the hook's out_dir they are in two
+        for folder in dict.fromkeys([work_dir.resolve(), *elsewhere])  # with the hook's out_dir they are in two
         for path in folder.glob('*.pth')
         if path.is_file() and not path.name.startswith(('best_', '.'))
     ]
     files.sort(key=lambda path: path.stat().st_mtime_ns, reverse=True)
-    if name:  # the second: the directory was moved
-        files = [Path(name), work_dir / Path(name).name, *files]
+    if name:
+        files = [own if own.is_file() else Path(name), *files]
     torn = []
     for path in dict.fromkeys(path.resolve() for path in files if path.is_file()):
         try:

@@ -151,7 +151,9 @@ class Detector:
         self._steps = Compose([step for step in steps[1:] if not type(step).__name__.endswith('LoadAnnotations')])
         self._visualizer = DetLocalVisualizer(name='predict')
         palette = colours_of(dataset.metainfo, self.classes)
-        self._visualizer.dataset_meta = dict(classes=self.classes, palette=palette)
+        self._visualizer.dataset_meta = dict(
+            classes=[name.replace('$', r'\$') for name in self.classes], palette=palette
+        )
 
     def read(self, path: str | Path) -> np.ndarray:
         """Read an image as the test pipeline does.
@@ -173,6 +175,8 @@ class Detector:
             pass  # Pillow does not take all that OpenCV takes
         except (OSError, SyntaxError) as error:
             raise UnreadableImage(str(error)) from error
+        except ValueError:
+            pass  # of metadata, which OpenCV does not read
         try:
             return self._loader(dict(img_path=str(path)))['img']
         except Exception as error:  # a broken file fails in many ways

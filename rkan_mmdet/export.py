@@ -146,7 +146,7 @@ def write_onnx(
 
     Raises:
         FileExistsError: ``out`` exists.
-        ValueError: The opset is too old, or the module takes no dynamic sizes.
+        ValueError: The opset is too old or too new, or the module takes no dynamic sizes.
         RuntimeError: The file holds an operator that is not ONNX's own.
 
     Examples:
@@ -177,6 +177,9 @@ def write_onnx(
             dynamic_shapes=None if dims is None else (dims,),
         )
     proto = exported.model_proto
+    written = next(entry.version for entry in proto.opset_import if entry.domain in ('', 'ai.onnx'))
+    if written != opset:
+        raise ValueError(f'opset {opset} can not be written: this exporter gives {written}')
     if sized:  # an input that need not be given
         proto.graph.initializer.append(onnx.numpy_helper.from_array(np.array(size, np.int64), 'image_size'))
     onnx.helper.set_model_props(proto, dict(size_multiple=str(multiple)))

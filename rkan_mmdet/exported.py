@@ -201,10 +201,10 @@ def check_fits(sample: Any, size: tuple[int, int] | None) -> None:
 
 
 def pad_to(images: Tensor, size: tuple[int, int] | None, value: float = 0) -> Tensor:
-    """Images (.., H, W) padded on the right and below to a file's size; None leaves them."""
+    """Images (.., H, W) padded (or cut of their padding) on the right and below to a file's size; None leaves them."""
     if size is None:
         return images
-    return F.pad(images, (0, max(size[1] - images.shape[-1], 0), 0, max(size[0] - images.shape[-2], 0)), value=value)
+    return F.pad(images, (0, size[1] - images.shape[-1], 0, size[0] - images.shape[-2]), value=value)
 
 
 class PaddedDetector(BaseModel):

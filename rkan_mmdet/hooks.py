@@ -6,12 +6,14 @@ import hashlib
 import itertools
 import random
 import warnings
+from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from mmengine.config import ConfigDict
 from mmengine.dataset import worker_init_fn
 from mmengine.dist import broadcast_object_list, get_rank, is_main_process
 from mmengine.fileio import LocalBackend, register_backend
@@ -159,6 +161,15 @@ class _WholeFiles(LocalBackend):
 register_backend('rkan_whole', _WholeFiles, force=True)
 
 
+def _plain(value: Any) -> Any:
+    """Without classes of configs, which no checkpoint may ask for."""
+    if isinstance(value, ConfigDict):
+        return {key: _plain(item) for key, item in value.items()}
+    if type(value) in (dict, OrderedDict):
+        return type(value)((key, _plain(item)) for key, item in value.items())
+    return type(value)(map(_plain, value)) if type(value) in (list, tuple) else value
+
+
 class _RemovesLater:
     """A file backend whose removals wait until they are asked for."""
 
@@ -237,15 +248,21 @@ class AtomicCheckpointHook(CheckpointHook):
             runner.logger.info(f'The validation after step {step} was cut off or is not known of: it is made now')
             runner.val_loop.run()
 
+    def before_save_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
+        for name in ('meta', 'message_hub'):  # a config's metainfo gets into both
+            checkpoint[name] = _plain(checkpoint.get(name))
+
     @staticmethod
     def _step(runner: Any) -> int:
         """What validation counts: epochs, or iterations."""
         return runner.iter if hasattr(runner.train_loop, 'dataloader_iterator') else runner.epoch
 
     def after_val_epoch(self, runner: Any, metrics: Any = None) -> None:
+        if not hasattr(self, 'file_backend'):  # runner.val() by itself: nothing is trained, and nothing to be saved
+            return
         runner.message_hub.update_info('last_validation', self._step(runner))
         super().after_val_epoch(runner, metrics)
-        if is_main_process() and hasattr(self, 'file_backend'):  # not when runner.val() is called for itself
+        if is_main_process():
             write_whole(Path(runner.work_dir, 'last_validation'), str(self._step(runner)).encode())
 
     def _save_checkpoint_with_step(self, runner: Any, step: int, meta: dict[str, Any]) -> None:

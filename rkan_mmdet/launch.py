@@ -57,6 +57,22 @@ class _Options(DictAction):
         super().__call__(parser, namespace, values, option_string)
 
 
+def dicts(node: Any) -> Iterator[ConfigDict]:
+    """Every dict in a config, outermost first."""
+    if isinstance(node, dict):
+        yield node
+        node = list(node.values())
+    if isinstance(node, (list, tuple)):
+        for value in node:
+            yield from dicts(value)
+
+
+def type_name(cfg: Any) -> str:
+    """The name of a config's type, without its scope; new-style configs hold classes."""
+    kind = cfg.get('type') if isinstance(cfg, dict) else None
+    return str(getattr(kind, '__name__', kind)).rpartition('.')[2]
+
+
 def add_cfg_options(parser: argparse.ArgumentParser) -> None:
     """``--cfg-options``, as in MMDetection's own tools."""
     parser.add_argument(
@@ -129,8 +145,17 @@ def load_config(args: argparse.Namespace) -> Config:
 
 
 def _move_data_root(cfg: Config, root: str) -> None:
-    old = cfg.data_root
+    old = cfg.data_root.rstrip('/')
     root = root.rstrip('/') + '/'
+    if old in ('', '.'):  # below it lies everything, what is no data too
+        for part in dicts(cfg._cfg_dict):
+            if part.get('data_root') == cfg.data_root and part is not cfg._cfg_dict:
+                part.data_root = root
+        for part in dicts([cfg.get('val_evaluator'), cfg.get('test_evaluator')]):
+            if isinstance(part.get('ann_file'), str):
+                part.ann_file = os.path.join(root, os.path.normpath(part.ann_file))
+        cfg.data_root = root
+        return
 
     def moved(value: Any) -> Any:
         if isinstance(value, dict):
@@ -138,22 +163,11 @@ def _move_data_root(cfg: Config, root: str) -> None:
                 value[key] = moved(value[key])
         elif isinstance(value, list):
             value[:] = [moved(item) for item in value]
-        elif isinstance(value, str) and (value == old.rstrip('/') or value.startswith(old.rstrip('/') + '/')):
-            return root + value[len(old.rstrip('/')) + 1 :]
+        elif isinstance(value, str) and (value == old or value.startswith(old + '/')):
+            return root + value[len(old) + 1 :]
         return value
 
     moved(cfg._cfg_dict)
-
-
-def _parts(node: Any) -> Iterator[ConfigDict]:
-    """Every dict in a config, outermost first."""
-    if isinstance(node, dict):
-        yield node
-        for value in node.values():
-            yield from _parts(value)
-    elif isinstance(node, (list, tuple)):
-        for value in node:
-            yield from _parts(value)
 
 
 def check_config(cfg: Config, loaders: tuple[str, ...], loads_weights: bool) -> None:
@@ -176,17 +190,17 @@ def check_config(cfg: Config, loaders: tuple[str, ...], loads_weights: bool) -> 
     amp = str((cfg.get('optim_wrapper') or {}).get('type', '')).endswith('AmpOptimWrapper')
     if amp and 'train_dataloader' in loaders and not torch.cuda.is_available():
         raise UserError('mixed precision (--amp, AmpOptimWrapper) needs a GPU and there is none; train without it')
-    for part in _parts(cfg.get('model')) if loads_weights else ():
+    for part in dicts(cfg.get('model')) if loads_weights else ():
         source = part.get('checkpoint') if part.get('type') == 'Pretrained' else None
         if isinstance(source, str):
             _check_weights(source)
     for name in loaders:
         if name.startswith('test') and not cfg.get(name):
             raise UserError(f'the config has no {name}, which says what images there are')
-        for part in _parts((cfg.get(name) or {}).get('dataset')):
+        for part in dicts((cfg.get(name) or {}).get('dataset')):
             _check_data(part, name, _needs(cfg, name))
     evaluators = [f'{name.split("_")[0]}_evaluator' for name in loaders if not name.startswith('train')]
-    for part in _parts([cfg.get(name) for name in evaluators]):
+    for part in dicts([cfg.get(name) for name in evaluators]):
         path = part.get('ann_file')
         if isinstance(path, str) and path and '://' not in path and not Path(path).exists():
             raise UserError(f'annotation file {path} of the evaluator does not exist; {_data_help(path)}')
@@ -195,8 +209,8 @@ def check_config(cfg: Config, loaders: tuple[str, ...], loads_weights: bool) -> 
 def _needs(cfg: Config, loader: str) -> tuple[str, ...]:
     """What annotations must have besides, to be evaluated."""
     evaluator = cfg.get(f'{loader.split("_")[0]}_evaluator') if not loader.startswith('train') else None
-    metrics = [metric for part in _parts(evaluator) for metric in _listed(part.get('metric'))]
-    known = any(_name_of_type(part) == 'CocoMetric' for part in _parts(evaluator))
+    metrics = [metric for part in dicts(evaluator) for metric in _listed(part.get('metric'))]
+    known = any(type_name(part) == 'CocoMetric' for part in dicts(evaluator))
     return ('iscrowd', *(['segmentation'] if 'segm' in metrics else [])) if known else ()
 
 
@@ -247,13 +261,23 @@ def _check_data(dataset: ConfigDict, loader: str, needs: tuple[str, ...]) -> Non
             _check_annotations(path, dataset, needs)
 
 
-def _check_annotations(path: Path, dataset: ConfigDict, needs: tuple[str, ...]) -> None:
+def coco_class(cfg: dict) -> type | None:
+    """The class of a data set that reads its file as ``CocoDataset`` does, else None."""
     from mmdet.datasets import CocoDataset
     from mmdet.registry import DATASETS
 
-    kind = dataset.get('type')
-    kind = DATASETS.get(kind) if isinstance(kind, str) else kind
+    kind = cfg.get('type')
+    kind = kind if isinstance(kind, type) else DATASETS.get(str(kind))
     if not (isinstance(kind, type) and issubclass(kind, CocoDataset)):
+        return None
+    # those of LVIS and of panoptic sets do not
+    same = all(getattr(kind, name) is getattr(CocoDataset, name) for name in ('load_data_list', 'COCOAPI'))
+    return kind if same else None
+
+
+def _check_annotations(path: Path, dataset: ConfigDict, needs: tuple[str, ...]) -> None:
+    kind = coco_class(dataset)
+    if kind is None:
         return
     try:
         check_coco(path, _classes(dataset, kind), needs)
@@ -313,6 +337,7 @@ def prepare_training(cfg: Config, resume: str | None = None) -> dict[str, Any] |
         found = find_training_state(cfg.work_dir)
         cfg.resume = found is not None
         if found is None:
+            _check_work_dir(cfg, None)
             print(f'There is no checkpoint to resume in {cfg.work_dir}: training starts anew.')
         else:
             cfg.load_from, state = found
@@ -322,7 +347,7 @@ def prepare_training(cfg: Config, resume: str | None = None) -> dict[str, Any] |
         local = cfg.get('load_from') and '://' not in cfg.load_from
         if local:
             _check_exists(cfg.load_from)
-        _check_work_dir(cfg.work_dir, cfg.load_from if cfg.get('resume') else None)
+        _check_work_dir(cfg, cfg.load_from if cfg.get('resume') else None)
         if local and cfg.get('resume'):
             state = read_training_state(cfg.load_from)
         elif local:
@@ -331,31 +356,42 @@ def prepare_training(cfg: Config, resume: str | None = None) -> dict[str, Any] |
         if (cfg.get('randomness') or {}).get('seed') is None:
             # the loader takes its seed before MMEngine reads the checkpoint's
             cfg.randomness = dict(cfg.get('randomness') or {}, seed=state['meta'].get('seed'))
-        kinds = {_name_of_type(part) for part in _parts(cfg._cfg_dict)}
+        kinds = {type_name(part) for part in dicts(cfg._cfg_dict)}
         for kind in sorted(kinds & {'EarlyStoppingHook', 'BatchSyncRandomResize', 'CachedMosaic', 'CachedMixUp'}):
             print(f'warning: {kind} remembers what no checkpoint holds: the resumed run is not the undisturbed one')
     _add_hooks(cfg)
     return state
 
 
-def _check_work_dir(work_dir: str, resumed: str | None) -> None:
+def _check_work_dir(cfg: Config, resumed: str | None) -> None:
     """A new run would replace what one before it saved."""
-    there = [path.name for path in sorted(Path(work_dir).glob('*.pth')) if re.match('(epoch|iter|best)_', path.name)]
-    if there and (resumed is None or Path(resumed).resolve().parent != Path(work_dir).resolve()):
+    saving = (cfg.get('default_hooks') or {}).get('checkpoint') or {}
+    work_dir, elsewhere = Path(cfg.work_dir), saving.get('out_dir')
+    folders = [work_dir, *([Path(elsewhere, work_dir.name)] if elsewhere and '://' not in elsewhere else [])]
+    template = saving.get('filename_tmpl') or 'epoch_{}.pth'
+    own = r'\d+'.join(re.escape(part) for part in re.split(r'\{.*?\}', template))
+    there = [
+        path
+        for folder in folders
+        for path in sorted(folder.glob('*.pth'))
+        if re.match(rf'(epoch|iter|best)_|{own}$', path.name)
+    ]
+    if there and (resumed is None or Path(resumed).resolve().parent not in [folder.resolve() for folder in folders]):
+        names = ', '.join(path.name for path in there[:3]) + ', ...' * (len(there) > 3)
         raise UserError(
-            f'{work_dir} holds checkpoints of a training ({", ".join(there[:3])}{", ..." * (len(there) > 3)}), which '
-            'another would replace: go on with it by --resume, or name another --work-dir, or move them away'
+            f'{there[0].parent} holds checkpoints of a training ({names}), which another would replace: go on with it '
+            'by --resume (where they hold more than weights), or name another --work-dir, or move them away'
         )
 
 
 def _add_hooks(cfg: Config) -> None:
     defaults = dict(cfg.get('default_hooks') or {})
     saving = defaults.setdefault('checkpoint', dict(type='CheckpointHook', interval=1))
-    if saving is not None and _name_of_type(saving) == 'CheckpointHook':
+    if saving is not None and type_name(saving) == 'CheckpointHook':
         defaults['checkpoint'] = dict(saving, type='AtomicCheckpointHook')
     cfg.default_hooks = defaults
     hooks = cfg.get('custom_hooks') or []
-    named = [_name_of_type(hook) for hook in hooks]
+    named = [type_name(hook) for hook in hooks]
     cfg.custom_hooks = [*hooks, *(dict(type=name) for name in ('ReseedHook', 'FiniteHook') if name not in named)]
 
     # so that MMDetection's own tools find them when they read the config that the run leaves in its directory
@@ -403,11 +439,6 @@ def load_exactly(model: torch.nn.Module, state: dict[str, torch.Tensor], path: s
 def listed(names: Sequence[str], what: str) -> str:
     """``3 weights (a, b, c)``; empty when there are none."""
     return f'{len(names)} {what} ({", ".join(names[:3])}{", ..." * (len(names) > 3)})' if names else ''
-
-
-def _name_of_type(hook: Any) -> str:
-    kind = hook.get('type') if isinstance(hook, dict) else None  # a config in Python names classes
-    return str(getattr(kind, '__name__', kind)).rpartition('.')[2]
 
 
 @contextlib.contextmanager
@@ -465,7 +496,7 @@ def _check_scaled_lr(runner: Any, state: dict[str, Any], path: str) -> None:
         return
     batch = runner.cfg.train_dataloader.batch_size
     rate = optimizer.lr * runner.world_size * batch / scale.base_batch_size
-    if not math.isclose(rate, max(rates), rel_tol=1e-3):
+    if not any(math.isclose(rate, other, rel_tol=1e-3) for other in rates):  # others have an lr_mult
         raise UserError(
             f'{path} has a learning rate of {max(rates):g} and goes on so, but {runner.world_size} x {batch} '
             f'images ask for {rate:g}: resume it with as many GPUs and images as it began, or without scaling'

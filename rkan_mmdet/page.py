@@ -122,16 +122,23 @@ def build_page(detectors: dict[str, Detector], examples: list[str] | None = None
     return page
 
 
-def serve(page: gradio.Blocks, host: str, port: int, folders: list[str]) -> None:
+def serve(page: gradio.Blocks, host: str, port: int, files: list[str]) -> None:
     """Show the page until Ctrl-C.
 
     Args:
         page (gradio.Blocks): From :func:`build_page`.
         host (str): Address to listen on.
         port (int): Port to listen on.
-        folders (list[str]): Folders of the examples.
+        files (list[str]): What it may show besides: the examples.
     """
+    from starlette.middleware import Middleware
+    from starlette.middleware.trustedhost import TrustedHostMiddleware
+
+    # a page of another site could give its own name this address
+    own = ['127.0.0.1', 'localhost'] if host in ('127.0.0.1', 'localhost') else ['*']
+    guard = [Middleware(TrustedHostMiddleware, allowed_hosts=own)]
     options = dict(server_name=host, server_port=port, quiet=True, share=False, ssr_mode=False, footer_links=[])
-    _, url, _ = page.launch(prevent_thread_lock=True, allowed_paths=folders, css=CSS, **options)
+    options.update(max_file_size='100mb', app_kwargs=dict(middleware=guard))
+    _, url, _ = page.launch(prevent_thread_lock=True, allowed_paths=files, css=CSS, **options)
     print(f'the page is at {url} (Ctrl-C ends it)', flush=True)
     page.block_thread()

@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 
 
 def read_scalars(work_dir: str | Path) -> dict[str, list[tuple[float, float]]]:
-    """Read what MMEngine logged in a work directory, resumed runs joined.
+    """Read what MMEngine logged in a work directory, resumed runs joined; a new run replaces the one before it.
 
     Args:
         work_dir (str or Path): A work directory of ``tools/train.py``.
@@ -39,17 +39,23 @@ def read_scalars(work_dir: str | Path) -> dict[str, list[tuple[float, float]]]:
     if not files:
         raise FileNotFoundError(f'{work_dir} holds no */vis_data/scalars.json: has anything been trained there?')
     curves: dict[str, dict[float, float]] = {}
-    rows = [row for file in files for row in _read_rows(file)]  # a resumed run repeats what it lost: the later counts
-    if not rows:
+    runs = [_read_rows(file) for file in files]
+    if not any(runs):
         raise ValueError(f'{files[-1]} holds no line of a log')
     # iterations of an epoch; of all runs, since one that was killed within an epoch does not tell
-    last = max((row['step'] / row['epoch'] for row in rows if row.get('epoch')), default=1) or 1
-    for row in rows:
+    last = max((row['step'] / row['epoch'] for rows in runs for row in rows if row.get('epoch')), default=1) or 1
+    for rows in runs:
         # training rows count iterations and name the epoch they are in, validation rows count epochs
-        epoch = row['step'] if 'epoch' not in row else row['step'] / last
-        for name, value in row.items():
-            if isinstance(value, (int, float)) and name not in ('step', 'epoch', 'iter'):
-                curves.setdefault(name, {})[epoch] = value
+        epochs = [row['step'] if 'epoch' not in row else row['step'] / last for row in rows]
+        first = min((epoch for row, epoch in zip(rows, epochs) if 'loss' in row), default=math.inf)
+        for points in curves.values():  # what an earlier run did beyond the point that this one began at is undone
+            for epoch in [epoch for epoch in points if epoch >= first]:
+                del points[epoch]
+        for row, epoch in zip(rows, epochs):
+            for name, value in row.items():
+                if isinstance(value, (int, float)) and name not in ('step', 'epoch', 'iter'):
+                    curves.setdefault(name, {})[epoch] = value
+    curves = {name: points for name, points in curves.items() if points}
     return {name: sorted(points.items()) for name, points in curves.items()}
 
 

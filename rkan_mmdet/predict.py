@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import itertools
 import json
 import os
@@ -138,6 +139,16 @@ class Video:
             yield Item(self._name, index=index, frame=frame)
 
 
+def _is_text(path: Path) -> bool:
+    with path.open('rb') as file:
+        head = file.read(4096)
+    try:
+        codecs.getincrementaldecoder('utf-8')().decode(head)
+    except UnicodeDecodeError:
+        return False
+    return bool(head) and b'\0' not in head
+
+
 def open_source(path: str | Path) -> Images | Video:
     """What is to be shown to the detector.
 
@@ -150,6 +161,8 @@ def open_source(path: str | Path) -> Images | Video:
     path = Path(path)
     if not path.exists():
         raise UserError(f'INPUT {path} does not exist')
+    if path.is_file() and _is_text(path):  # which FFmpeg would draw
+        raise UserError(f'INPUT {path} is a text, neither an image nor a video; name the folder of the images')
     # a broken image must not be taken for a video: OpenCV reads 001.jpg as the first of a series of files
     if path.is_dir() or path.suffix.lower() in IMG_EXTENSIONS or cv2.haveImageReader(str(path)):
         return Images(path)
@@ -199,8 +212,11 @@ class _Pictures:
             size = picture.shape[1], picture.shape[0]
             fourcc = cv2.VideoWriter_fourcc(*'mp4v')
             self._file = target.with_suffix('.mp4')
-            self._writer = cv2.VideoWriter(str(self._file), fourcc, self._fps, size)
-            if not self._writer.isOpened():
+            for fps in (self._fps, round(self._fps)):  # MPEG-4 has not every rate
+                self._writer = cv2.VideoWriter(str(self._file), fourcc, fps, size)
+                if self._writer.isOpened():
+                    break
+            else:
                 raise UserError('this OpenCV can write no mp4 video: leave pictures out with --no-draw')
         self._writer.write(picture)
         self._frames += 1
@@ -273,7 +289,7 @@ def predict(
     """
     out, console = Path(out), Console(stderr=True, soft_wrap=True)
     check_out(out)
-    made = not out.exists()
+    made = [folder for folder in (out, *out.parents) if not folder.exists()]
     try:
         out.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix='.partial-', dir=out))
@@ -315,6 +331,10 @@ def predict(
                 progress.advance(task, len(batch))
             results.write('\n]\n' if detections else '[]\n')
         pictures.close()
+        if source.fps and images and len(images) < 0.98 * len(source) - 1:  # what a video says of itself is not exact
+            console.print(
+                f'warning: {len(source)} frames are said to be there, {len(images)} could be read: is it cut?'
+            )
         if not images:
             raise UserError('no image could be read' if unreadable else 'the video has no frame that can be read')
         info = dict(description='the images of predictions.json', **(dict(fps=source.fps) if source.fps else {}))
@@ -325,8 +345,8 @@ def predict(
                 os.replace(partial / name, out / name)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
-        if made:
-            out.rmdir()
+        for folder in made:
+            folder.rmdir()
         raise
     partial.rmdir()
     return Report(len(images), known, detections, unreadable)

@@ -150,6 +150,8 @@ def look(
     Raises:
         UserError: The set is empty.
     """
+    from .detector import to_bgr
+
     batches = [
         {key: [value] for key, value in dataset[i].items() if key in ('inputs', 'data_samples')}
         for i in range(min(images, len(dataset)))
@@ -157,7 +159,7 @@ def look(
     if not batches:
         raise UserError('the data set holds no image')
     seen = observe(model, model.test_step, track(batches))
-    shown = [batch['inputs'][0].permute(1, 2, 0).flip(-1).numpy() for batch in batches[:3]]  # BGR to RGB
+    shown = [to_bgr(batch['inputs'][0].permute(1, 2, 0).numpy())[..., ::-1] for batch in batches[:3]]
     return seen, shown
 
 

@@ -122,12 +122,10 @@ class RKANVisualizationHook(Hook):
         if not is_main_process():
             return
         try:
-            pictures = self._draw(runner)
+            for name, picture in self._draw(runner).items():
+                runner.visualizer.add_image(name.replace(' ', '_'), picture, step=step)
         except Exception as error:  # pictures are not worth an end to the training
             runner.logger.warning(f'no pictures of this step: {type(error).__name__}: {error}')
-            return
-        for name, picture in pictures.items():
-            runner.visualizer.add_image(name.replace(' ', '_'), picture, step=step)
 
     def _draw(self, runner: Any) -> dict[str, np.ndarray]:
         from .plot import draw_figures, draw_predictions, plt  # matplotlib is asked for only where pictures are

@@ -273,6 +273,33 @@ def test_checkpoints_in_another_directory_are_found(tmp_path: Path, capsys: pyte
     assert 'epoch_2.pth can not be read safely' in capsys.readouterr().err
 
 
+def test_a_moved_directory_goes_on_with_its_own(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    (tmp_path / 'a').mkdir()
+    for epoch in (4, 5):
+        save(tmp_path / 'a' / f'epoch_{epoch}.pth', epoch)
+    (tmp_path / 'a').rename(tmp_path / 'kept')
+    (tmp_path / 'a').mkdir()
+    save(tmp_path / 'a' / 'epoch_5.pth', 105)  # of another training, where the pointer of the moved one still points
+    assert find_training_state(tmp_path / 'kept')[1]['meta']['epoch'] == 5
+    (tmp_path / 'kept' / 'epoch_5.pth').write_bytes(b'')
+    assert find_training_state(tmp_path / 'kept')[1]['meta']['epoch'] == 4
+
+
+def test_what_says_nothing_of_the_file_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(tmp_path / 'epoch_1.pth', 1)
+    for error in (
+        PermissionError(errno.EACCES, 'Permission denied'),
+        torch.cuda.OutOfMemoryError('CUDA out of memory'),
+    ):
+
+        def fail(*_: Any, error: Exception = error, **__: Any) -> None:
+            raise error
+
+        monkeypatch.setattr(torch, 'load', fail)
+        with pytest.raises(type(error)):
+            read_checkpoint(tmp_path / 'epoch_1.pth')
+
+
 def save(path: Path, epoch: int) -> None:
     torch.save(training_state(epoch), path)
     os.utime(path, (epoch, epoch))

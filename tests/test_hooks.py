@@ -2,12 +2,14 @@
 
 import random
 import shutil
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any, Callable, Optional
 
 import numpy as np
 import pytest
 import torch
+from mmengine.config import Config
 from mmengine.evaluator import BaseMetric
 from mmengine.logging import MessageHub
 from mmengine.model import BaseModel
@@ -232,6 +234,34 @@ def test_the_best_goes_after_the_better(train: Callable, tmp_path: Path, monkeyp
     train('a', epochs=3, val=True, save_best='score', rule='greater')
     assert len(removed) == 2
     assert [path.name for path in (tmp_path / 'a').glob('best_*')] == ['best_score_epoch_3.pth']
+
+
+def test_what_a_config_names_of_its_data_can_be_read_again(train: Callable, tmp_path: Path) -> None:
+    runner = train('a', epochs=1)
+    meta = Config(dict(metainfo=dict(classes=('cat',), weights=dict(cat=[dict(a=1.0)])))).metainfo
+    checkpoint = dict(meta=dict(dataset_meta=meta), message_hub=dict(runtime_info=OrderedDict(meta=[meta])))
+    hook = next(hook for hook in runner.hooks if isinstance(hook, AtomicCheckpointHook))
+    hook.before_save_checkpoint(runner, checkpoint)
+    torch.save(dict(checkpoint, state_dict={}), tmp_path / 'a.pth')
+    found = read_checkpoint(tmp_path / 'a.pth')
+    assert found['meta']['dataset_meta'] == dict(classes=('cat',), weights=dict(cat=[dict(a=1.0)]))
+    assert found['message_hub']['runtime_info']['meta'] == [found['meta']['dataset_meta']]
+
+
+def test_a_validation_by_itself_needs_no_training_set(train: Callable, tmp_path: Path) -> None:
+    class Absent(Noisy):
+        def __init__(self) -> None:
+            raise FileNotFoundError('no training set')
+
+    runner = train('a', epochs=1, val=True)
+    other = Runner(
+        model=runner.model, work_dir=str(tmp_path / 'b'), experiment_name='by itself', log_level='ERROR',
+        train_dataloader=dict(dataset=Absent, batch_size=1, sampler=dict(type='DefaultSampler')),
+        train_cfg=dict(type='EpochBasedTrainLoop', max_epochs=1), optim_wrapper=dict(optimizer=dict(type='SGD', lr=1)),
+        val_dataloader=runner.val_dataloader, val_cfg=dict(), val_evaluator=dict(type=Mean),
+        default_hooks=dict(checkpoint=dict(type='AtomicCheckpointHook', interval=1)),
+    )  # fmt: skip
+    assert other.val()
 
 
 def test_a_validation_that_was_cut_off_is_made_up_for(train: Callable, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """What the tools refuse up front, and how they move a data root."""
 
 import argparse
+import copy
 import importlib.util
 import json
 import os
@@ -13,7 +14,7 @@ import pytest
 import torch
 from mmengine.config import Config
 
-from rkan_mmdet.launch import UserError, _check_scaled_lr, check_config, load_config, prepare_training
+from rkan_mmdet.launch import UserError, _check_scaled_lr, check_config, load_config, prepare_training, read_config
 
 ROOT = Path(__file__).parents[1]
 DEMO = str(ROOT / 'configs/demo/mask-rcnn_rkan-r18_fpn_shapes.py')
@@ -40,6 +41,43 @@ def test_a_data_root_moves_every_path_under_it(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv('MMDET_DATASETS', '/env')
     assert load(COCO).val_dataloader.dataset.data_root == '/env/'
     assert load(COCO, data_root='/option').val_dataloader.dataset.data_root == '/option/'
+
+
+@pytest.mark.parametrize('root', ['', './'])
+def test_a_data_root_below_which_all_lies(root: str, tmp_path: Path) -> None:
+    data = f"dict(dataset=dict(data_root={root!r}, ann_file='a/val.json', data_prefix=dict(img='val/')))"
+    (tmp_path / 'c.py').write_text(
+        f'data_root = {root!r}\nval_dataloader = {data}\nval_evaluator = dict(ann_file={root + "a/val.json"!r})\n'
+        "load_from = './w.pth'\nwork_dir = ''\n"
+    )
+    cfg = read_config(str(tmp_path / 'c.py'), dict(data_root='/new'))
+    assert cfg.val_dataloader.dataset == dict(data_root='/new/', ann_file='a/val.json', data_prefix=dict(img='val/'))
+    assert (cfg.data_root, cfg.val_evaluator.ann_file) == ('/new/', '/new/a/val.json')
+    assert (cfg.load_from, cfg.work_dir) == ('./w.pth', '')
+
+
+def test_panoptic_annotations_are_not_of_boxes(shapes_root: str, tmp_path: Path) -> None:
+    cfg = load(DEMO)
+    entry = dict(image_id=1, file_name='a.png', segments_info=[])
+    (tmp_path / 'pan.json').write_text(json.dumps(dict(images=[], annotations=[entry], categories=[])))
+    dataset = dict(type='CocoPanopticDataset', ann_file=str(tmp_path / 'pan.json'), data_prefix=dict(img=shapes_root))
+    cfg.val_dataloader.dataset = dataset
+    cfg.val_evaluator = dict(type='CocoPanopticMetric')
+    check_config(cfg, ('val_dataloader',), loads_weights=False)
+    cfg.val_dataloader.dataset.type = 'CocoDataset'
+    with pytest.raises(UserError, match="has no 'id'"):
+        check_config(cfg, ('val_dataloader',), loads_weights=False)
+
+
+def test_tta_of_boxes_alone() -> None:
+    spec = importlib.util.spec_from_file_location('test_tool', ROOT / 'tools' / 'test.py')
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    cfg = load(DEMO, **{'model.roi_head.mask_head': None})
+    tool.use_tta(cfg)
+    assert cfg.model.type == 'DetTTAModel'
+    with pytest.raises(UserError, match='--tta can not merge masks'):
+        tool.use_tta(load(DEMO))
 
 
 def test_work_dir_is_the_command_lines_or_the_configs_name() -> None:
@@ -148,6 +186,20 @@ def test_a_new_training_replaces_no_checkpoint(tmp_path: Path) -> None:
             prepare_training(load(DEMO, tmp_path), resume)
 
 
+@pytest.mark.parametrize('saving', [dict(out_dir='OUT'), dict(filename_tmpl='ckpt_{:03d}.pth'), {}], ids=str)
+def test_a_new_training_replaces_no_checkpoint_wherever_it_is(saving: dict, tmp_path: Path) -> None:
+    cfg = load(DEMO, tmp_path / 'run')
+    cfg.default_hooks.checkpoint.update({k: str(tmp_path / v) if v == 'OUT' else v for k, v in saving.items()})
+    folder = tmp_path / 'OUT' / 'run' if 'out_dir' in saving else tmp_path / 'run'
+    folder.mkdir(parents=True)
+    torch.save(dict(state_dict=dict(a=torch.ones(1))), folder / 'model.pth')
+    prepare_training(copy.deepcopy(cfg))
+    torch.save(dict(state_dict=dict(a=torch.ones(1))), folder / saving.get('filename_tmpl', 'epoch_{}.pth').format(7))
+    for resume in (None, 'auto'):  # weights alone are no training to go on with, and are kept all the same
+        with pytest.raises(UserError, match=r'holds checkpoints of a training \((ckpt_00|epoch_)7\.pth\)'):
+            prepare_training(copy.deepcopy(cfg), resume)
+
+
 def test_hooks_are_set_in_any_config(tmp_path: Path) -> None:
     for hooks in ({}, None, dict(checkpoint=dict(type='CheckpointHook', interval=3))):
         cfg = load(DEMO, tmp_path)
@@ -187,5 +239,7 @@ def test_a_scaled_rate_of_other_gpus_is_refused() -> None:
     _check_scaled_lr(SimpleNamespace(cfg=cfg, world_size=8), state, 'epoch_3.pth')
     with pytest.raises(UserError, match=r'epoch_3\.pth has a learning rate of 0\.02 .* 4 x 2 images ask for 0\.01'):
         _check_scaled_lr(SimpleNamespace(cfg=cfg, world_size=4), state, 'epoch_3.pth')
+    faster = dict(optimizer=dict(param_groups=[dict(initial_lr=0.2), dict(initial_lr=0.02)]))  # lr_mult=10
+    _check_scaled_lr(SimpleNamespace(cfg=cfg, world_size=8), faster, 'epoch_3.pth')
     cfg.auto_scale_lr.enable = False
     _check_scaled_lr(SimpleNamespace(cfg=cfg, world_size=4), state, 'epoch_3.pth')

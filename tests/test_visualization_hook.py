@@ -106,15 +106,16 @@ def test_bad_arguments(options: dict, error: type, message: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize('what', ['rkan_mmdet.report.look', 'mmdet.visualization.DetLocalVisualizer.add_image'])
 def test_what_fails_does_not_end_the_training(
-    shapes_root: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    what: str, shapes_root: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(*arguments: object) -> None:
+    def fail(*arguments: object, **options: object) -> None:
         raise ValueError('a picture that can not be')
 
-    monkeypatch.setattr('rkan_mmdet.report.look', fail)
+    monkeypatch.setattr(what, fail)
     loop = dict(type='EpochBasedTrainLoop', max_epochs=1, val_interval=9)
-    train(shapes_root, tmp_path / 'failing', [dict(type='RKANVisualizationHook')], loop)
-    assert pictures(tmp_path / 'failing') == set()
-    (log,) = (tmp_path / 'failing').glob('*/*.log')
+    train(shapes_root, tmp_path / what, [dict(type='RKANVisualizationHook')], loop)
+    assert pictures(tmp_path / what) == set()
+    (log,) = (tmp_path / what).glob('*/*.log')
     assert 'no pictures of this step: ValueError: a picture that can not be' in log.read_text()

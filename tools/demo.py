@@ -50,6 +50,9 @@ def main() -> None:
         raise UserError(str(error)) from error
     epochs = args.epochs or cfg.train_cfg.max_epochs
     checkpoint = work_dir / f'epoch_{epochs}.pth'
+    last = max((int(path.stem[6:]) for path in work_dir.glob('epoch_*.pth') if path.stem[6:].isdigit()), default=0)
+    if last > epochs and not checkpoint.exists():
+        raise UserError(f'{work_dir} holds a longer training (epoch_{last}.pth): say --retrain, or --work-dir DIR')
     if checkpoint.exists():
         print(f'{checkpoint} is there: not trained again (make demo ARGS=--retrain does)')
     else:

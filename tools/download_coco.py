@@ -52,7 +52,12 @@ def parse_args() -> argparse.Namespace:
 
 def is_unpacked(archive: Archive, root: Path) -> bool:
     folder = root / archive.folder
-    return folder.is_dir() and sum(1 for _ in folder.iterdir()) >= archive.files
+    # the archive goes when all is unpacked: beside it the last file may be cut
+    return not part_of(archive, root).exists() and folder.is_dir() and len(list(folder.iterdir())) >= archive.files
+
+
+def part_of(archive: Archive, root: Path) -> Path:
+    return root / f'{Path(archive.path).name}.part'
 
 
 def check_disk(archives: list, root: Path) -> None:
@@ -101,7 +106,7 @@ def unpack(archive: Archive, source: Path, root: Path, progress: Progress) -> No
             target = root / member.filename
             if not target.exists() or target.stat().st_size != member.file_size:  # of a call that was cut
                 file.extract(member, root)
-    if not is_unpacked(archive, root):
+    if len(members) < archive.files:
         raise UserError(f'{source} holds {len(members)} files of {archive.folder}, not {archive.files}')
 
 
@@ -113,7 +118,7 @@ def main() -> None:
         check_disk(missing, args.root)
     columns = [TextColumn('{task.description}'), BarColumn(), DownloadColumn(), TransferSpeedColumn()]
     for archive in missing:
-        part = args.root / f'{Path(archive.path).name}.part'
+        part = part_of(archive, args.root)
         try:
             with Progress(*columns, TimeRemainingColumn()) as progress:
                 download(archive, args.url.rstrip('/'), part, progress)

@@ -68,6 +68,8 @@ def read_run(work_dir: Path, epochs: int, best: bool, metrics: dict) -> dict:
         curves = read_scalars(work_dir)
     except FileNotFoundError:
         return {}
+    except ValueError as error:
+        raise UserError(str(error)) from error
     row = {}
     for name, key in metrics.items():
         if key in curves:

@@ -33,7 +33,7 @@ def main() -> None:
         name = name if name not in detectors else f'{name}, {checkpoint}'
         detectors[name] = Detector(cfg, checkpoint, device)
     examples = examples_of(next(iter(detectors.values())))
-    serve(build_page(detectors, examples), args.host, args.port, sorted({str(Path(e).parent) for e in examples}))
+    serve(build_page(detectors, examples), args.host, args.port, examples)
 
 
 if __name__ == '__main__':

@@ -49,7 +49,7 @@ def main() -> None:
     if not 0 <= args.score_thr <= 1:
         raise UserError(f'--score-thr must be in [0, 1], but got {args.score_thr}')
     if args.out is None:
-        args.out = Path(args.checkpoint).parent / 'kan'
+        args.out = Path('kan') if '://' in args.checkpoint else Path(args.checkpoint).parent / 'kan'
     if args.out.exists():
         raise UserError(f'--out {args.out} exists already; name another folder')
     if args.against and not args.images:

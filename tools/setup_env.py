@@ -189,8 +189,8 @@ def install_mmcv() -> None:
     if ask('import mmcv, mmcv._ext; print(mmcv.__version__)') == mmcv.split('==')[1]:
         return
     facts = ask(
-        'import sys, torch; print(torch.__version__, "cu" + torch.version.cuda if torch.cuda.is_available() else "cpu",'
-        ' sys.implementation.cache_tag)'
+        'import sys, torch; gpu = torch.cuda.is_available(); print(torch.__version__, "cu%s-sm%d%d" % '
+        '(torch.version.cuda, *torch.cuda.get_device_capability()) if gpu else "cpu", sys.implementation.cache_tag)'
     ).replace(' ', '-')
     if not facts:
         stop(f'torch does not import in {VENV.name}; remove it and run the same command again')

@@ -11,6 +11,7 @@ from mmdet.utils import setup_cache_size_limit_of_dynamo
 from mmengine.config import Config, ConfigDict
 from mmengine.dist import is_main_process
 
+from rkan_mmdet.data.detector_config import has_mask_head
 from rkan_mmdet.launch import (
     UserError,
     add_common_arguments,
@@ -40,7 +41,7 @@ def parse_args() -> argparse.Namespace:
 
 def use_tta(cfg: Config) -> None:
     """Wrap the model and the pipeline as MMDetection's tool does."""
-    if any('mask_head' in part for part in (cfg.model, cfg.model.get('roi_head') or {})):
+    if has_mask_head(cfg.model):
         raise UserError('--tta can not merge masks (MMDetection supports boxes only); test without it')
     if 'tta_model' not in cfg:
         nms = dict(type='nms', iou_threshold=0.5)
@@ -69,7 +70,7 @@ def main() -> None:
         raise UserError(f'--out {out} exists; name another file')
     with reading_config():
         cfg = load_config(args)
-        cfg.load_from = args.checkpoint
+        cfg.load_from, cfg.resume = args.checkpoint, False  # the config that a resumed training leaves says True
         if args.show or args.show_dir:
             cfg = trigger_visualization_hook(cfg, args)
         if args.tta:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as mask_utils
 
+from rkan_mmdet.data.quick_check import as_key, number
 from rkan_mmdet.launch import UserError
 
 
@@ -36,15 +37,15 @@ class CocoFile:
         self.images: list[dict] = document['images']
         self.categories: list[dict] = document['categories']
         self.annotations: list[dict] = document.get('annotations', [])
-        self.names = [key(category.get('name')) for category in self.categories]
-        by_id = {key(image.get('id')): image for image in self.images}
-        self.image_of = [by_id.get(key(a.get('image_id'))) for a in self.annotations]
+        self.names = [as_key(category.get('name')) for category in self.categories]
+        by_id = {as_key(image.get('id')): image for image in self.images}
+        self.image_of = [by_id.get(as_key(a.get('image_id'))) for a in self.annotations]
         self.boxes = _boxes([a.get('bbox') for a in self.annotations])
         self.sizes = np.array([_size(image) for image in self.image_of], float).reshape(-1, 2)
         self.crowd = np.array([bool(a.get('iscrowd')) for a in self.annotations], bool)
         self.areas = np.array([number(a.get('area')) for a in self.annotations], float)
-        ids = {key(category.get('id')) for category in self.categories}
-        known = [key(a.get('category_id')) in ids for a in self.annotations]
+        ids = {as_key(category.get('id')) for category in self.categories}
+        known = [as_key(a.get('category_id')) in ids for a in self.annotations]
         self.known_category = np.array(known, bool)
         # the conditions of CocoDataset.parse_data_info
         x, y, w, h = self.boxes.T
@@ -64,15 +65,6 @@ class CocoFile:
         image = self.image_of[index]
         name = image.get('file_name') if image else f'image_id {self.annotations[index].get("image_id")!r}'
         return f'annotation {self.annotations[index].get("id")} of {name}'
-
-
-def key(value: Any) -> Any:
-    """An id that a dict can hold, whatever the file has there."""
-    return value if isinstance(value, (int, float, str)) else repr(value)
-
-
-def number(value: Any) -> float:
-    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else math.nan
 
 
 def _whole(values: Iterable) -> bool:
@@ -124,9 +116,9 @@ def dropped_images(coco: CocoFile, rule: dict, classes: Sequence[str]) -> tuple[
     Returns:
         tuple[list[dict], list[dict]]: Those without a box, and those that are too small.
     """
-    ids = {key(c.get('id')) for c in coco.categories if c.get('name') in classes}
-    with_boxes = {key(a.get('image_id')) for a in coco.annotations if key(a.get('category_id')) in ids}
-    empty = [i for i in coco.images if rule.get('filter_empty_gt') and key(i.get('id')) not in with_boxes]
+    ids = {as_key(c.get('id')) for c in coco.categories if c.get('name') in classes}
+    with_boxes = {as_key(a.get('image_id')) for a in coco.annotations if as_key(a.get('category_id')) in ids}
+    empty = [i for i in coco.images if rule.get('filter_empty_gt') and as_key(i.get('id')) not in with_boxes]
     least = rule.get('min_size', 0)
     return empty, [i for i in coco.images if not min(_size(i)) >= least]
 
@@ -154,6 +146,8 @@ def mask_box(segmentation: Any, width: float, height: float) -> tuple[float, flo
         return None
     counts, size = segmentation.get('counts'), segmentation.get('size')
     if not (isinstance(counts, (list, str)) and isinstance(size, list) and len(size) == 2 and _whole(size)):
+        return None
+    if not min(size):  # pycocotools divides by it
         return None
     if isinstance(counts, list):
         if not _whole(counts) or sum(counts) != size[0] * size[1]:

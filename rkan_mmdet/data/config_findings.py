@@ -13,22 +13,22 @@ from typing import Any
 import numpy as np
 from mmengine.config import Config
 
-from rkan_mmdet.data.coco_file import CocoFile, dropped_images, key
+from rkan_mmdet.data.coco_file import CocoFile, dropped_images
 from rkan_mmdet.data.detector_config import (
     DataSet,
     anchor_sizes,
     best_iou,
-    dicts,
     find_heads,
     has_mask_head,
     heads_override,
     resized_boxes,
     scale_of,
-    type_name,
 )
 from rkan_mmdet.data.file_findings import examine_file
 from rkan_mmdet.data.findings import Finding, lost
 from rkan_mmdet.data.image_files import examine_images
+from rkan_mmdet.data.quick_check import as_key
+from rkan_mmdet.launch import dicts, type_name
 
 
 def _like(name: Any, names: Sequence) -> str | None:
@@ -74,8 +74,8 @@ def _examine_classes(found: DataSet, coco: CocoFile, model: Any) -> list[Finding
             text += 'labels and names no longer fit, and a prediction of the last labels stops the evaluator'
         shown = [f'{c!r}' + (f' (is {meant[c]!r} meant?)' if meant[c] else '') for c in unknown[:3]]
         findings.append(Finding('error', 'class-unknown', text, len(unknown), tuple(shown), mend(names)))
-    counts = Counter(key(a.get('category_id')) for a in coco.annotations)
-    boxes = {key(c.get('name')): counts[key(c.get('id'))] for c in coco.categories}
+    counts = Counter(as_key(a.get('category_id')) for a in coco.annotations)
+    boxes = {as_key(c.get('name')): counts[as_key(c.get('id'))] for c in coco.categories}
     ignored = [n for n in coco.names if n not in classes and boxes[n]]
     if ignored and not unknown:
         text = f'classes of the json are not among the {len(classes)} of the config: their boxes are dropped'
@@ -252,7 +252,7 @@ def examine_evaluator(cfg: Config, found: DataSet, coco: CocoFile, read: Callabl
             findings.append(Finding('error', 'evaluator-file', text, mend=mend))
             continue
         other = read(path)
-        here, there = ({key(i.get('id')) for i in c.images} for c in (coco, other))
+        here, there = ({as_key(i.get('id')) for i in c.images} for c in (coco, other))
         if here != there or coco.names != other.names:
             text = f'the evaluator scores against another file ({path}), with other images or categories'
             findings.append(Finding('error', 'evaluator-file', text, mend=mend))

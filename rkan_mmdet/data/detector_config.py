@@ -12,6 +12,7 @@ import numpy as np
 from mmengine.config import Config
 
 from rkan_mmdet.data.coco_file import CocoFile
+from rkan_mmdet.launch import coco_class, dicts, type_name
 
 ROLES = ('train', 'val', 'test')
 
@@ -63,34 +64,6 @@ class DataSet(NamedTuple):
                 turns = t.get('imdecode_backend', 'cv2') in (None, 'cv2', 'pillow')
                 return turns and t.get('color_type', 'color') in ('color', 'grayscale')
         return True
-
-
-def dicts(node: Any) -> Iterator[dict]:
-    if isinstance(node, dict):
-        yield node
-        node = list(node.values())
-    if isinstance(node, (list, tuple)):
-        for value in node:
-            yield from dicts(value)
-
-
-def type_name(cfg: Any) -> str:
-    """The name of a config's type, without its scope; new-style configs hold classes."""
-    kind = cfg.get('type') if isinstance(cfg, dict) else None
-    return str(getattr(kind, '__name__', kind)).rpartition('.')[2]
-
-
-def coco_class(cfg: dict) -> type | None:
-    """The class of a data set that reads its file as ``CocoDataset`` does, else None."""
-    from mmdet.datasets import CocoDataset
-    from mmdet.registry import DATASETS
-
-    kind = cfg.get('type')
-    kind = kind if inspect.isclass(kind) else DATASETS.get(str(kind))
-    reads = (
-        inspect.isclass(kind) and issubclass(kind, CocoDataset) and kind.load_data_list is CocoDataset.load_data_list
-    )
-    return kind if reads else None
 
 
 def join(root: Any, name: Any) -> str:

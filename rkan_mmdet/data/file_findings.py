@@ -8,8 +8,9 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from rkan_mmdet.data.coco_file import CocoFile, key, mask_box, number
+from rkan_mmdet.data.coco_file import CocoFile, mask_box
 from rkan_mmdet.data.findings import Finding, Report, in_order, lost
+from rkan_mmdet.data.quick_check import KEYS, as_key, number
 
 
 def _twice(values: Iterable) -> list:
@@ -41,8 +42,8 @@ def examine_file(coco: CocoFile, role: str = '', masks: bool | None = None) -> l
         text = f'none of the {total} annotations is a box that MMDetection would keep' if total else 'no annotations'
         report.append(Finding('error', 'empty', text, mend='mend what stands above, or name another ann_file'))
     else:
-        counts = Counter(key(a.get('category_id')) for a, read in zip(coco.annotations, coco.read) if read)
-        never = [c.get('name') for c in coco.categories if not counts[key(c.get('id'))]]
+        counts = Counter(as_key(a.get('category_id')) for a, read in zip(coco.annotations, coco.read) if read)
+        never = [c.get('name') for c in coco.categories if not counts[as_key(c.get('id'))]]
         report.add('note', 'class-never', f'classes, of {len(coco.names)}, are never annotated', never, repr)
         with_boxes = {id(image) for image, read in zip(coco.image_of, coco.read) if read}
         without = [image for image in coco.images if id(image) not in with_boxes]
@@ -55,11 +56,6 @@ def examine_file(coco: CocoFile, role: str = '', masks: bool | None = None) -> l
     return in_order(report)
 
 
-_KEYS = dict(
-    images=('id', 'file_name', 'width', 'height'),
-    annotations=('id', 'image_id', 'category_id', 'bbox', 'area'),
-    categories=('id', 'name'),
-)
 _WRITE = {
     'area': "in the file: a['area'] = a['bbox'][2] * a['bbox'][3] for each annotation a",
     'width': 'write the width of each image file into the json',
@@ -68,7 +64,7 @@ _WRITE = {
 
 
 def _examine_keys(coco: CocoFile, role: str, report: Report) -> None:
-    for name, names in _KEYS.items():
+    for name, names in KEYS.items():
         entries = getattr(coco, name)
         for k in names:
             text = f'entries of {name!r} have no {k!r}: MMDetection stops with an error'
@@ -86,8 +82,11 @@ def _examine_keys(coco: CocoFile, role: str, report: Report) -> None:
             lambda i, k=k: f'{i.get("file_name")}: {i[k]!r}', _WRITE[k],
         )  # fmt: skip
 
+    bad = [image for image in coco.images if not isinstance(image.get('file_name', ''), (str, type(None)))]
+    text = 'images whose file_name is no text: loading stops with an error'
+    report.add('error', 'file-name', text, bad, lambda image: repr(image['file_name']), 'write it as a string')
     for name, what in (('images', 'image'), ('annotations', 'annotation'), ('categories', 'category')):
-        ids = [key(entry['id']) for entry in getattr(coco, name) if 'id' in entry]
+        ids = [as_key(entry['id']) for entry in getattr(coco, name) if 'id' in entry]
         text = dict(
             image='image ids that stand twice: only the last image is read, and has the boxes of both',
             annotation='annotation ids that stand twice: MMDetection stops with an AssertionError',

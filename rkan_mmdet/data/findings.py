@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
-TOLERATED = 0.01  # share of the boxes that may be lost before it is an error: COCO itself has some
+from rkan_mmdet.data.quick_check import TOLERATED
 
 
 class Finding(NamedTuple):

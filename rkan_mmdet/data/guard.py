@@ -34,16 +34,19 @@ class GuardedPipeline:
         path = data.get('img_path') if isinstance(data, dict) else None
         try:
             if isinstance(path, str) and os.path.isfile(path):
-                _check_end(path)
+                check_end(path)
             return self.pipeline(data)
-        except DataError:
+        except (DataError, NameError, ImportError):  # the last two are of no image
             raise
         except Exception as error:
             reason = ' '.join(str(error).split())
-            raise DataError(f'image {path} can not be used: {type(error).__name__}: {reason}') from error
+            raise DataError(
+                f'image {path} can not be used: {type(error).__name__}: {reason} (RKAN_DEBUG=1 shows where)'
+            ) from error
 
 
-def _check_end(path: str) -> None:
+def check_end(path: str) -> None:
+    """Let Pillow raise its error when a JPEG or PNG file ends early."""
     with open(path, 'rb') as file:
         end = _ENDS.get(file.read(2))
         if end is None:
@@ -51,7 +54,7 @@ def _check_end(path: str) -> None:
         file.seek(max(os.path.getsize(path) - 4096, 0))
         if end in file.read():
             return
-    with Image.open(path) as image:  # some cameras append much: this looks for certain
+    with Image.open(path) as image:  # nothing but decoding tells a torn file from one with a long trailer
         image.load()
 
 

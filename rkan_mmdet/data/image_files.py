@@ -12,6 +12,7 @@ from PIL import Image
 
 from rkan_mmdet.data.coco_file import CocoFile
 from rkan_mmdet.data.findings import Finding, Report, in_order
+from rkan_mmdet.data.guard import check_end
 
 EXIF_ORIENTATION = 0x0112
 SUFFIXES = ('.bmp', '.jpeg', '.jpg', '.png', '.tif', '.tiff', '.webp')
@@ -30,17 +31,15 @@ def _open(path: str) -> tuple[tuple[int, int], int, bool]:
     with Image.open(path) as image:
         size, kind = image.size, image.format
         orientation = image.getexif().get(EXIF_ORIENTATION, 1)
-    ends = {'JPEG': b'\xff\xd9', 'PNG': b'IEND'}
-    if kind in ends:
-        with open(path, 'rb') as file:
-            file.seek(max(0, os.path.getsize(path) - 4096))
-            if ends[kind] in file.read():
-                return size, orientation, True
-    with Image.open(path) as image:  # nothing but decoding tells a torn file from one with a long trailer
-        try:
-            image.load()
-        except (OSError, SyntaxError, ValueError):
-            return size, orientation, False
+        orientation = orientation if isinstance(orientation, int) else 1  # as OpenCV takes it
+    try:
+        if kind in ('JPEG', 'PNG'):
+            check_end(path)
+        else:
+            with Image.open(path) as image:
+                image.load()
+    except (OSError, SyntaxError, ValueError):
+        return size, orientation, False
     return size, orientation, True
 
 
@@ -65,7 +64,9 @@ def examine_images(
     report = Report()
     folder = str(folder)
     if not Path(folder).is_dir():
-        mend = f"data_prefix=dict(img='{os.path.basename(folder)}/')  # the right one, below data_root"
+        mend = (
+            f"data_prefix=dict(img='{os.path.basename(os.path.normpath(folder))}/')  # the right one, below data_root"
+        )
         return [Finding('error', 'folder-missing', f'the folder {folder} of the images does not exist', mend=mend)]
     missing, unreadable, torn, found = [], [], [], []
     limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None  # only headers are read

@@ -17,17 +17,14 @@ from rkan_mmdet.data.check import examine_config
 from rkan_mmdet.data.coco_file import CocoFile, dropped_images
 from rkan_mmdet.data.detector_config import (
     ROLES,
-    coco_class,
-    dicts,
     find_datasets,
     find_heads,
     has_mask_head,
     heads_override,
-    type_name,
 )
 from rkan_mmdet.data.findings import Finding
 from rkan_mmdet.data.schedule import Schedule, counted, plan_schedule, plan_schedulers, scaled
-from rkan_mmdet.launch import UserError
+from rkan_mmdet.launch import UserError, coco_class, dicts, type_name
 
 _YAPF = dict(based_on_style='pep8', column_limit=119, dedent_closing_brackets=True, coalesce_brackets=True)
 
@@ -297,7 +294,7 @@ def make_project(
     given = cfg.get('param_scheduler') or []
     if schedulers != [dict(s) for s in ([given] if isinstance(given, dict) else given)]:
         lines += [*_comment(warmup), f'param_scheduler = {_code(schedulers)}']
-    steps = run * length // plan.accumulate
+    steps = math.ceil(run * length / plan.accumulate)  # MMEngine ends with one
     said = f'{counted(run, "epoch")} of {counted(length, "iteration")}: {counted(steps, "step")} of the optimiser'
     if steps < 1000:
         more = math.ceil(1000 * plan.accumulate / length)

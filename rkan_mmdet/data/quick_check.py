@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 MAX_BYTES = 2**26  # a larger file takes many seconds to read, and some program has made it
-_KEYS = dict(
-    images=('id', 'file_name', 'height', 'width'),
+TOLERATED = 0.01  # share of the boxes that may be lost before it is an error: COCO itself has some
+KEYS = dict(
+    images=('id', 'file_name', 'width', 'height'),
     annotations=('id', 'image_id', 'category_id', 'bbox', 'area'),
     categories=('id', 'name'),
 )
@@ -35,11 +36,14 @@ def check_coco(path: str | Path, classes: Sequence[str] | None = None, needs: Se
         raise ValueError(f'annotation file {path} is not JSON: {error}') from None
 
     def refuse(what: str) -> None:
-        raise ValueError(f'annotation file {path} is not of the COCO form: {what}')
+        raise ValueError(
+            f'annotation file {path} is not of the COCO form: {what}; `python -m rkan_mmdet.data.check {path}` says '
+            'what to do'
+        )
 
     if not isinstance(document, dict):
         refuse(f'it holds a {type(document).__name__}')
-    for name, keys in _KEYS.items():
+    for name, keys in KEYS.items():
         entries = document.get(name, [] if name == 'annotations' else None)
         if not isinstance(entries, list):
             refuse(f'it has no list {name!r}')
@@ -51,30 +55,37 @@ def check_coco(path: str | Path, classes: Sequence[str] | None = None, needs: Se
         if not isinstance(image['file_name'], str):
             refuse(f'file_name of images[{i}] must be a text, but is {image["file_name"]!r}')
         for key in ('width', 'height'):
-            if not (_finite(image[key]) and image[key] >= 1):
+            if not (math.isfinite(number(image[key])) and image[key] >= 1):
                 refuse(f'{key} of images[{i}] must be at least 1, but is {image[key]!r}')
-    images = {_hashable(image['id']) for image in document['images']}
+    images = {as_key(image['id']) for image in document['images']}
     if len(images) < len(document['images']):
         refuse('several images have the same id')
-    categories = {_hashable(category['id']) for category in document['categories']}
-    for i, annotation in enumerate(document.get('annotations', [])):
-        for key, known, what in (('image_id', images, 'not an image'), ('category_id', categories, 'no category')):
-            if _hashable(annotation[key]) not in known:
-                refuse(f'annotations[{i}] names {key} {annotation[key]!r}, which is {what} of the file')
+    categories = {as_key(category['id']) for category in document['categories']}
+    annotations = document.get('annotations', [])
+    for key, known, what in (('image_id', images, 'not an image'), ('category_id', categories, 'no category')):
+        bad = [i for i, annotation in enumerate(annotations) if as_key(annotation[key]) not in known]
+        if len(bad) > TOLERATED * len(annotations):
+            refuse(f'annotations[{bad[0]}] names {key} {annotations[bad[0]][key]!r}, which is {what} of the file')
+    for i, annotation in enumerate(annotations):
         box = annotation['bbox']
-        if not (isinstance(box, list) and len(box) == 4 and all(map(_finite, box))):
+        if not (isinstance(box, list) and len(box) == 4 and all(math.isfinite(number(v)) for v in box)):
             refuse(f'bbox of annotations[{i}] must be four finite numbers (x, y, width, height), but is {box!r}')
-        if not _finite(annotation['area']):
+        if not math.isfinite(number(annotation['area'])):
             refuse(f'area of annotations[{i}] must be a finite number, but is {annotation["area"]!r}')
     if classes is not None:
         _check_classes(path, [category['name'] for category in document['categories']], list(classes))
 
 
-def _finite(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+def number(value: Any) -> float:
+    """What a file has where a number belongs; NaN for anything else, and for what no float holds."""
+    try:
+        return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else math.nan
+    except OverflowError:
+        return math.nan
 
 
-def _hashable(value: Any) -> Any:
+def as_key(value: Any) -> Any:
+    """An id that a dict can hold, whatever the file has there."""
     return value if isinstance(value, (int, float, str)) else repr(value)
 
 

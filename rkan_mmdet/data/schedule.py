@@ -7,8 +7,7 @@ from typing import Any, NamedTuple
 
 from mmengine.config import Config
 
-from rkan_mmdet.data.detector_config import type_name
-from rkan_mmdet.launch import UserError
+from rkan_mmdet.launch import UserError, type_name
 
 
 class Schedule(NamedTuple):

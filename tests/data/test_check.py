@@ -283,7 +283,7 @@ def test_what_is_said_of_the_evaluator(data: Path) -> None:
 ODD = [
     None, 'x', -1, 0, float('inf'), float('nan'), [], {}, [1], True, dict(a=1), '7', 3.5, 10**30, 'http://x/y', '..',
     [[1, 2, 3, 4, 5, 6]], [['a'] * 6], dict(counts=[1, 2], size=[1, 3]), dict(counts=['a'], size=[1, 1]),
-    dict(counts=[3], size=['a', 2]),
+    dict(counts=[3], size=['a', 2]), dict(counts='52', size=[0, 0]), dict(counts='52', size=[0, 64]), 10**400,
 ]  # fmt: skip
 
 
@@ -321,6 +321,10 @@ def resize_first(data: Path, width: int, height: int) -> None:
 def test_missing_files(data: Path) -> None:
     (data / 'train/000003.jpg').unlink()
     (data / 'train/000004.jpg').rename(data / 'train/000004.JPG')
+    content = document(data)
+    content['images'][5]['file_name'] = 5
+    save(data, content)
+    assert named(look(data), 'file-name').examples == ('5',)
     finding = named(look(data), 'file-missing')
     assert (finding.severity, finding.count) == ('error', 2)
     assert finding.examples == ('000003.jpg', '000004.jpg (there is 000004.JPG)')
@@ -390,6 +394,14 @@ def test_exif_rotation(data: Path, demo: Config) -> None:
     assert named(look(data), 'exif-unsure').severity == 'warning'
 
 
+def test_an_exif_orientation_that_is_no_number(data: Path) -> None:
+    # one entry: the orientation as a text of four bytes
+    exif = b'Exif\0\0MM\0*' + b'\0\0\0\x08' + b'\0\x01' + b'\x01\x12\0\x02\0\0\0\x04abc\0' + b'\0\0\0\0'
+    Image.open(data / 'train/000000.jpg').resize((192, 128)).save(data / 'train/000000.jpg', exif=exif)
+    resize_first(data, 192, 128)
+    assert not [name for name in names(look(data)) if name.startswith('exif')]
+
+
 def test_images_that_are_not_listed(data: Path) -> None:
     content = document(data)
     content['images'] = content['images'][:6]
@@ -401,7 +413,8 @@ def test_a_folder_that_is_not_there(data: Path, demo: Config) -> None:
     with pytest.raises(UserError, match=r'--images .*nowhere is not a folder'):
         examine_annotations(data / 'annotations/instances_train.json', data / 'nowhere')
     demo.train_dataloader.dataset.data_prefix.img = 'nowhere/'
-    assert named(examine_config(demo), 'folder-missing').split == 'train'
+    finding = named(examine_config(demo), 'folder-missing')
+    assert (finding.split, finding.mend.partition('  #')[0]) == ('train', "data_prefix=dict(img='nowhere/')")
 
 
 # --- with a config ---------------------------------------------------------------------------------------------------

@@ -31,6 +31,18 @@ def test_sound_files_pass(tmp_path: Path, shapes_root: str) -> None:
     check_coco(write(tmp_path / 'c.json', dict(images=sound()['images'], categories=sound()['categories'])))
 
 
+def test_a_few_strays_are_tolerated_as_by_the_check(tmp_path: Path) -> None:
+    content = sound()
+    content['annotations'] = [dict(content['annotations'][0], id=i) for i in range(200)]
+    for key in ('image_id', 'category_id'):
+        content['annotations'][7][key] = 77
+    check_coco(write(tmp_path / 'a.json', content))
+    for annotation in content['annotations'][:3]:
+        annotation['image_id'] = 77
+    with pytest.raises(ValueError, match=r'annotations\[0\] names image_id 77.*rkan_mmdet\.data\.check .*a\.json'):
+        check_coco(write(tmp_path / 'a.json', content))
+
+
 def without(entry: dict, key: str) -> dict:
     return {k: v for k, v in entry.items() if k != key}
 
@@ -54,6 +66,9 @@ CHANGES: dict[str, Callable[[dict], Any]] = {
     r'file_name of images\[0\] .* 5': lambda c: dict(c, images=[dict(c['images'][0], file_name=5)]),
     r'width of images\[0\] must be at least 1, but is 0': lambda c: dict(c, images=[dict(c['images'][0], width=0)]),
     r"height of images\[0\] .* '4'": lambda c: dict(c, images=[dict(c['images'][0], height='4')]),
+    r'area of annotations\[0\] must be a finite number, but is 1000': lambda c: dict(
+        c, annotations=[dict(c['annotations'][0], area=10**400)]
+    ),
     r'several images have the same id': lambda c: dict(c, images=c['images'] * 2),
     r'finite numbers .* nan': lambda c: dict(c, annotations=[dict(c['annotations'][0], bbox=[0, 0, 1, float('nan')])]),
 }

@@ -106,6 +106,11 @@ def test_unpacking_goes_on(server: str, tmp_path: Path, monkeypatch) -> None:
     call(monkeypatch, root, server, '--parts', 'val')
     assert Handler.requests == []
     assert (root / 'val2017/a.jpg').stat().st_size == 6400
+    shutil.copy(tmp_path / 'server/zips/val2017.zip', root / 'val2017.zip.part')
+    (root / 'val2017/b.jpg').write_bytes(b'cut')  # killed within the last file: all names are there
+    call(monkeypatch, root, server, '--parts', 'val')
+    assert (root / 'val2017/b.jpg').stat().st_size > 3
+    assert not list(root.glob('*.part'))
 
 
 def test_a_wrong_checksum(server: str, tmp_path: Path, monkeypatch) -> None:

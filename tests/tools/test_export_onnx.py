@@ -13,6 +13,7 @@ import torch
 from mmengine.config import Config
 from pycocotools import mask as mask_utils
 
+from rkan_mmdet import exported
 from rkan_mmdet.exported import load_test_set, open_session
 from rkan_mmdet.launch import UserError, read_config
 from rkan_mmdet.speed import build_detector
@@ -101,6 +102,16 @@ def test_detector_is_scored(
     assert not out.exists()
     assert sorted(path.name for path in tmp_path.iterdir()) == ['detector.onnx', 'other.onnx.failed']
 
+    # nothing found is nothing compared, and few are not excused for being few
+    monkeypatch.undo()
+    capsys.readouterr()
+    out, size = tmp_path / 'none.onnx', ('--size', 64, 64)
+    run(monkeypatch, setting.config, setting.weights, out, *size, '--score-thr', 0.999, *setting.options)
+    assert 'NOT checked: nothing was detected' in capsys.readouterr().out.splitlines()[-1]
+    monkeypatch.setattr(exported, 'compare', lambda *_: exported.Difference(detections=1, missing=2))
+    with pytest.raises(UserError, match='differs from PyTorch by more than rounding'):
+        run(monkeypatch, setting.config, setting.weights, tmp_path / 'few.onnx', *size, *setting.options)
+
 
 @pytest.mark.slow
 def test_backbone_int8(
@@ -115,6 +126,18 @@ def test_backbone_int8(
     assert text.count('relative error') == 4
     assert (tmp_path / 'int8.onnx').stat().st_size < 0.5 * (tmp_path / 'float.onnx').stat().st_size
     assert sorted(path.name for path in tmp_path.iterdir()) == ['float.onnx', 'int8.onnx']
+
+
+@pytest.mark.slow
+def test_backbone_of_an_odd_size_and_an_opset_that_is_not(
+    setting: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    what = ('--what', 'backbone', '--size', 100, 70)
+    run(monkeypatch, setting.config, setting.weights, tmp_path / 'odd.onnx', *what)
+    assert 'checked by ONNX Runtime' in capsys.readouterr().out
+    with pytest.raises(UserError, match='opset 99 can not be written: this exporter gives'):
+        run(monkeypatch, setting.config, setting.weights, tmp_path / 'new.onnx', *what, '--opset', 99)
+    assert [path.name for path in tmp_path.iterdir()] == ['odd.onnx']
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,15 @@ def log(work_dir: Path, box: list, mask: list) -> None:
     (folder / 'scalars.json').write_text('\n'.join(map(json.dumps, rows)))
 
 
+def test_a_damaged_log_is_one_line(tmp_path: Path) -> None:
+    config = ROOT / 'configs/demo/mask-rcnn_rkan-r18_fpn_shapes.py'
+    log(tmp_path / config.stem, [], [])
+    result = run(config, '--work-dirs', tmp_path)
+    assert result.returncode == 1
+    assert 'holds no line of a log' in result.stderr
+    assert 'Traceback' not in result.stderr
+
+
 def test_table(tmp_path: Path) -> None:
     names = [f'mask-rcnn_{model}_fpn_authors-1x_coco' for model in ('r50', 'rkan-r50', 'rkan-r50-2xl')]
     log(tmp_path / names[0], [0.2] * 11 + [0.352], [0.2] * 11 + [0.32])

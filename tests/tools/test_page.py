@@ -10,6 +10,8 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -139,6 +141,24 @@ def test_page(url: str, browser: object, pairs: list[tuple[str, str]], shapes_ro
     wait(lambda: sizes() == [[192, 192]] * 2)
     severe = [entry for entry in browser.get_log('browser') if entry['level'] == 'SEVERE']
     assert severe == []
+
+
+@pytest.mark.slow
+def test_nothing_but_the_examples_is_served(url: str, shapes_root: str) -> None:
+    def status(path: str, host: str = '') -> int:
+        request = urllib.request.Request(url.rstrip('/') + path, headers=dict(Host=host) if host else {})
+        try:
+            with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=30) as response:
+                return response.status
+        except urllib.error.HTTPError as error:
+            return error.code
+
+    images = sorted(Path(shapes_root, 'val').glob('*.jpg'))
+    assert len(images) > 6
+    assert status(f'/gradio_api/file={images[0]}') == 200
+    assert status(f'/gradio_api/file={images[-1]}') == 403
+    assert status('/config') == 200
+    assert status('/config', host='evil.example:7999') == 400
 
 
 def test_addresses() -> None:

@@ -74,6 +74,23 @@ def test_damaged_logs(line: str, message: str, tmp_path: Path) -> None:
         read_scalars(tmp_path)
 
 
+def test_a_new_run_replaces_the_one_before_it_and_a_resumed_one_joins(tmp_path: Path) -> None:
+    def log(name: str, epochs: range, value: float) -> None:
+        (tmp_path / name / 'vis_data').mkdir(parents=True)
+        rows = []
+        for epoch in epochs:
+            rows += [dict(loss=value, epoch=epoch, step=5 * (epoch - 1) + i) for i in (2, 4)]
+            rows.append({'coco/bbox_mAP': value, 'step': epoch})
+        (tmp_path / name / 'vis_data' / 'scalars.json').write_text('\n'.join(map(json.dumps, rows)))
+
+    log('20260101_000000', range(1, 6), 0.1)
+    log('20260102_000000', range(4, 7), 0.2)  # went on from epoch 3
+    assert [value for _, value in read_scalars(tmp_path)['coco/bbox_mAP']] == [0.1, 0.1, 0.1, 0.2, 0.2, 0.2]
+    log('20260103_000000', range(1, 3), 0.3)  # anew
+    assert read_scalars(tmp_path)['coco/bbox_mAP'] == [(1, 0.3), (2, 0.3)]
+    assert {value for _, value in read_scalars(tmp_path)['loss']} == {0.3}
+
+
 def test_a_log_whose_first_step_is_zero(tmp_path: Path) -> None:
     (tmp_path / '1' / 'vis_data').mkdir(parents=True)
     (tmp_path / '1' / 'vis_data' / 'scalars.json').write_text('{"loss": 1, "step": 0, "epoch": 1}\n')

@@ -238,9 +238,23 @@ def test_video(tool: Callable, video: Path, tmp_path: Path) -> None:
         frames.append(got[1])
     assert [frame.shape for frame in frames] == [(128, 192, 3)] * 5
 
+    half = tmp_path / 'half.avi'
+    half.write_bytes(video.read_bytes()[: video.stat().st_size // 2])
+    assert '5 frames are said to be there, ' in tool(half, '--out', tmp_path / 'half')[1]
+    text = tmp_path / 'list.txt'
+    text.write_text('a.jpg\nb.jpg\n' * 500)
+    assert 'list.txt is a text, neither an image nor a video' in tool(text, '--out', tmp_path / 'none')[0]
     broken = tmp_path / 'broken.mp4'
     broken.write_bytes(b'no video' * 100)
     assert 'neither an image nor a video' in tool(broken, '--out', tmp_path / 'none')[0]
+
+
+def test_a_rate_that_mpeg_4_has_not(tmp_path: Path) -> None:
+    writer = predict._Pictures(tmp_path / 'vis', 239.213)
+    for _ in range(3):
+        writer.write('slow.avi', np.zeros((64, 64, 3), np.uint8))
+    writer.close()
+    assert cv2.VideoCapture(str(tmp_path / 'vis' / 'slow.mp4')).get(cv2.CAP_PROP_FPS) == 239
 
 
 def test_a_video_on_a_full_disk(tool: Callable, video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
