@@ -161,11 +161,11 @@ def open_source(path: str | Path) -> Images | Video:
     path = Path(path)
     if not path.exists():
         raise UserError(f'INPUT {path} does not exist')
-    if path.is_file() and _is_text(path):  # which FFmpeg would draw
-        raise UserError(f'INPUT {path} is a text, neither an image nor a video; name the folder of the images')
     # a broken image must not be taken for a video: OpenCV reads 001.jpg as the first of a series of files
     if path.is_dir() or path.suffix.lower() in IMG_EXTENSIONS or cv2.haveImageReader(str(path)):
         return Images(path)
+    if _is_text(path):  # which FFmpeg would draw
+        raise UserError(f'INPUT {path} is a text, neither an image nor a video; name the folder of the images')
     return Video(path)
 
 
