@@ -240,7 +240,7 @@ def test_the_length_of_an_epoch(shapes_root: str, tmp_path: Path) -> None:
     train, val = Split(*data[1:3]), Split(*data[4:6])
     # images without boxes are dropped by this base, and its epoch goes 10 times over the 5 others
     base = ROOT / 'configs' / 'lowdata' / 'mask-rcnn_rkan-r50_fpn_coco-1pct-s1.py'
-    assert make_project(str(base), train, val).length.startswith('12 epochs of 25 iterations: 37 steps')
+    assert make_project(str(base), train, val).length.startswith('12 epochs of 25 iterations: 38 steps')
     assert make_project(str(base), train, val, gpus=2).length.startswith('12 epochs of 13 iterations: 39 steps')
     assert make_project(str(DEMO), train, val, batch_size=4).length.startswith('8 epochs of 2 iterations: 8 steps')
 
