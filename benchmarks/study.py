@@ -202,11 +202,11 @@ def estimate(runs: list) -> float:
 
 
 def interval(differences: list) -> str:
-    """Mean and 95 % interval by Student's t."""
+    """Mean and 95 % interval by Student's t; of two seeds none, since COCO's rounded figures can agree by chance."""
     from scipy.stats import t
 
     mean = statistics.mean(differences)
-    if len(differences) < 2:
+    if len(differences) < 3:
         return f'{mean:+.2f}'
     half = t.ppf(0.975, len(differences) - 1) * statistics.stdev(differences) / len(differences) ** 0.5
     return f'{mean:+.2f} [{mean - half:+.2f}, {mean + half:+.2f}]'

@@ -4,6 +4,7 @@ What is done already is not done again; an interrupted training goes on where it
 """
 
 import argparse
+import os
 import subprocess
 import sys
 import time
@@ -37,6 +38,7 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
+    os.environ.pop('MMDET_DATASETS', None)  # of other data: the demo draws its own
     cfg = read_config(CONFIG)
     work_dir = args.work_dir
     if args.retrain and work_dir.exists():

@@ -21,6 +21,12 @@ shift
 python=${PYTHON:-python}
 runs=${WORK_DIRS:-work_dirs}
 gpus=${GPUS:-1}
+if ! [[ $gpus =~ ^[1-9][0-9]*$ ]]; then
+    echo "error: GPUS must be a number of GPUs, but got $gpus" >&2
+    exit 2
+fi
+trap 'exit 130' INT # torchrun ends as if it had failed, after which the next config would begin
+trap 'exit 143' TERM
 mkdir -p "$runs"
 chosen=() failed=()
 for config in "${configs[@]}"; do

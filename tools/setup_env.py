@@ -99,6 +99,7 @@ def use_python(version: Optional[str]) -> None:
 def fingerprint() -> str:
     """What the environment is made from; another value means set-up has to run again."""
     parts = [STACKS[STACK].python or sys.version, platform.machine(), STACK]
+    parts.append(str(ROOT))  # the environment imports the checkout by its path
     parts += [(ROOT / name).read_text() for name in ('requirements.txt', 'pyproject.toml')]
     parts.append(Path(__file__).read_text())
     return hashlib.sha256('\0'.join(parts).encode()).hexdigest()

@@ -5,8 +5,8 @@ default_scope = 'mmpretrain'
 
 model = dict(
     type='ImageClassifier',
-    # MMDetection's class: the keys are the detector's, and its own initialisation is torchvision's
-    backbone=dict(type='mmdet.ResNet', depth=50, out_indices=(3,), norm_eval=False),
+    # MMDetection's class: the keys are the detector's; its initialisation is torchvision's but for zero_init_residual
+    backbone=dict(type='mmdet.ResNet', depth=50, out_indices=(3,), norm_eval=False, zero_init_residual=False),
     neck=dict(type='GlobalAveragePooling'),
     head=dict(
         type='LinearClsHead',
