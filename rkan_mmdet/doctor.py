@@ -178,7 +178,7 @@ def examine() -> list[Finding]:
         _try('mmdet', lambda: _package('mmdet'), detection),
         _try('pycocotools', lambda: (importlib.import_module('pycocotools.mask'), _installed('pycocotools'))[1], coco),
         _try('registry', _registry, 'mend what is broken above; then `import rkan_mmdet` registers the backbones'),
-        *(_backend(name) for name in ('eager', 'triton')),
+        *(_backend(name) for name in ('eager', 'cpp', 'triton')),
     ]
 
 

@@ -31,6 +31,14 @@ def _seed() -> None:
     torch.manual_seed(0)
 
 
+@pytest.fixture
+def nan_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """New memory holds NaN, so that what a kernel leaves unwritten shows."""
+    empty, empty_like = torch.empty, torch.empty_like
+    monkeypatch.setattr(torch, 'empty', lambda *a, **k: empty(*a, **k).fill_(float('nan')))
+    monkeypatch.setattr(torch, 'empty_like', lambda *a, **k: empty_like(*a, **k).fill_(float('nan')))
+
+
 @pytest.fixture(scope='session')
 def shapes_root(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A shapes set of 8 + 4 images."""

@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from . import cpp_kan_conv
 from .bases import Basis, Polynomial
 
 # Monomials cost one multiplication a plane and make the constants vanish, but lose digits as the degree grows.
@@ -149,7 +150,7 @@ def _is_ready(x: Tensor, dtype: torch.dtype) -> bool:
     return x.dtype == dtype and x.is_contiguous(memory_format=torch.channels_last)
 
 
-def sum_planes(x: Tensor, weights: Tensor, bias: Tensor | None, spec: Spec) -> Tensor:
+def sum_planes(x: Tensor, weights: Tensor, bias: Tensor | None, spec: Spec, cpp: bool = False) -> Tensor:
     """The sum over planes of depthwise convolutions, part by part; without a gradient.
 
     Args:
@@ -157,7 +158,10 @@ def sum_planes(x: Tensor, weights: Tensor, bias: Tensor | None, spec: Spec) -> T
         weights (Tensor[planes, K, C, 1, kh, kw]): The kernels of each channel.
         bias (Tensor[K, C] or None): Added to the outputs; a stride of 0 gives all channels the same.
         spec (Spec): Basis, stride, padding and dilation.
+        cpp (bool): Whether the compiled kernels do it, which must be able to. Defaults to False.
     """
+    if cpp:
+        return cpp_kan_conv.sum_planes(x, weights, bias, *spec[1:])
     if _is_ready(x, weights.dtype):
         return _sum_ready(x, weights, bias, spec)
     y = None
@@ -262,18 +266,19 @@ class _PlanesConv2d(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx, x: Tensor, linear: Tensor, functions: Tensor | None, constant: Tensor | None, spec: Spec
-    ) -> Tensor:
-        ctx.spec = spec
+        ctx, x: Tensor, linear: Tensor, functions: Tensor | None, constant: Tensor | None, spec: Spec,
+        cpp: bool,
+    ) -> Tensor:  # fmt: skip
+        ctx.spec, ctx.cpp = spec, cpp
         ctx.save_for_backward(x, linear, functions)
         weights = expand(join(linear, functions), x.shape[1])
         bias = None if constant is None else constant[:, None].expand(-1, x.shape[1])
-        return sum_planes(x, weights, bias, spec)
+        return sum_planes(x, weights, bias, spec, cpp)
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple:
         saved, linear, functions = ctx.saved_tensors
-        of_x, of_linear, of_functions, of_constant, _ = ctx.needs_input_grad
+        of_x, of_linear, of_functions, of_constant, *_ = ctx.needs_input_grad
         grad_constant = None
         if of_constant:
             by_kernel = grad.unflatten(1, (len(linear), -1))
@@ -287,8 +292,10 @@ class _PlanesConv2d(torch.autograd.Function):
                     *(next(grads) if needed else None for needed in (of_x, of_linear, of_functions)),
                     grad_constant,
                     None,
+                    None,
                 )
-            grad_x, grad_kernels = _gradients(
+            compute = cpp_kan_conv.gradients if ctx.cpp else _gradients
+            grad_x, grad_kernels = compute(
                 saved, grad, join(linear, functions), ctx.spec, of_x, of_linear or of_functions
             )
         grad_linear = grad_kernels[0].clone() if of_linear else None
@@ -297,6 +304,7 @@ class _PlanesConv2d(torch.autograd.Function):
             grad_linear,
             grad_kernels[1:].transpose(0, 1).clone() if of_functions else None,
             grad_constant,
+            None,
             None,
         )
 
@@ -372,8 +380,9 @@ def kan_conv2d_eager(
     stride: tuple[int, int],
     padding: tuple[int, int],
     dilation: tuple[int, int],
+    cpp: bool = False,
 ) -> Tensor:
-    """See :func:`rkan_mmdet.ops.kan_conv2d`."""
+    """See :func:`rkan_mmdet.ops.kan_conv2d`; with ``cpp`` by the compiled kernels."""
     if basis_scale is not None:
         basis_weight = basis_weight * basis_scale[..., None]
     spec = Spec(basis, stride, padding, dilation)
@@ -386,4 +395,4 @@ def kan_conv2d_eager(
     if is_compiling():
         y = shifted(x, linear, functions, spec)
         return y if constant is None else y + constant.repeat_interleave(x.shape[1])[:, None, None]
-    return _PlanesConv2d.apply(x, linear, functions, constant, spec)
+    return _PlanesConv2d.apply(x, linear, functions, constant, spec, cpp)

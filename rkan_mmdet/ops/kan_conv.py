@@ -12,13 +12,14 @@ from torch import Tensor, nn
 
 from rkan_mmdet.checks import check_choice, check_int, check_pair
 
+from . import cpp_kan_conv
 from .bases import Basis, build_basis
-from .eager import MAX_MONOMIAL_DEGREE, is_compiling, is_monomial, kan_conv2d_eager
+from .eager import MAX_MONOMIAL_DEGREE, is_compiling, is_exporting, is_monomial, kan_conv2d_eager
 from .reference import kan_conv2d_reference
 
 logger = logging.getLogger('rkan_mmdet')
 
-BACKENDS = ('auto', 'reference', 'eager', 'triton')
+BACKENDS = ('auto', 'reference', 'eager', 'cpp', 'triton')
 NORMALIZATIONS = ('tanh', 'min-max', 'arctan', 'standardization')
 
 
@@ -42,7 +43,7 @@ def can_run(backend: str, normalization: str = 'tanh', basis: Basis | None = Non
     """Why a backend can not compute a KAN convolution; the empty string when it can.
 
     Args:
-        backend (str): ``'reference'``, ``'eager'`` or ``'triton'``.
+        backend (str): ``'reference'``, ``'eager'``, ``'cpp'`` or ``'triton'``.
         normalization (str): See :func:`kan_conv2d`. Defaults to ``'tanh'``.
         basis (Basis, optional): The functions; None asks of the backend in general. Defaults to None.
         x (Tensor, optional): The input; None asks of any. Defaults to None.
@@ -60,15 +61,33 @@ def can_run(backend: str, normalization: str = 'tanh', basis: Basis | None = Non
             'the window'
         )
     if backend == 'triton':
-        return _why_not_triton(basis, x)
+        return _why_not_polynomial(backend, basis) or _why_not_triton(x)
+    if backend == 'cpp':
+        return _why_not_polynomial(backend, basis) or _why_not_cpp(x)
     return ''
 
 
-def _why_not_triton(basis: Basis | None, x: Tensor | None) -> str:
+def _why_not_polynomial(backend: str, basis: Basis | None) -> str:
     if basis is not None and not is_monomial(basis):
-        return f"backend 'triton' computes polynomials up to degree {MAX_MONOMIAL_DEGREE}, but basis is {basis!r}"
+        return f'backend {backend!r} computes polynomials up to degree {MAX_MONOMIAL_DEGREE}, but basis is {basis!r}'
     if basis is not None and not basis.on_domain:
-        return f"backend 'triton' evaluates polynomials at tanh(x), but basis {basis!r} is evaluated at x"
+        return f'backend {backend!r} evaluates polynomials at tanh(x), but basis {basis!r} is evaluated at x'
+    return ''
+
+
+def _why_not_cpp(x: Tensor | None) -> str:
+    if x is not None and x.device.type != 'cpu':
+        return f"backend 'cpp' needs a tensor on a CPU, but x is on {x.device}"
+    if x is not None and x.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        return f"backend 'cpp' computes float32, float16 and bfloat16, but x is {x.dtype}"
+    if is_compiling() or is_exporting():
+        return ''  # as with 'eager', another compiler gets the sum as plain operators
+    if x is not None and type(x) not in (Tensor, nn.Parameter):
+        return f"backend 'cpp' needs a tensor with memory of its own, but x is a {type(x).__name__}"
+    return cpp_kan_conv.why_not()
+
+
+def _why_not_triton(x: Tensor | None) -> str:
     if x is not None and not x.is_cuda and os.environ.get('TRITON_INTERPRET') != '1':
         return f"backend 'triton' needs a tensor on a GPU, but x is on {x.device}"
     if x is not None and x.dtype not in (torch.float32, torch.float16, torch.bfloat16):
@@ -82,7 +101,7 @@ def _choose(backend: str, normalization: str, basis: Basis, x: Tensor | None) ->
         if reason:
             raise ValueError(reason)
         return backend
-    for candidate in ('triton', 'eager', 'reference'):
+    for candidate in ('triton', 'cpp', 'eager', 'reference'):
         # the interpreter of triton is for tests: nobody wants it unasked
         interpreted = candidate == 'triton' and x is not None and not x.is_cuda
         reason = 'x is not on a GPU' if interpreted else can_run(candidate, normalization, basis, x)
@@ -151,8 +170,8 @@ def kan_conv2d(
             window. Bases that are evaluated on the input itself take ``'tanh'`` only, and ignore it.
             Defaults to ``'tanh'``.
         arctan_scale (Tensor[K] or None): The learned factor of ``'arctan'``, which needs it.
-        backend (str): ``'auto'``, ``'triton'`` (on a GPU), ``'eager'`` or ``'reference'``; see :func:`can_run`.
-            Defaults to ``'auto'``.
+        backend (str): ``'auto'``, ``'triton'`` (on a GPU), ``'cpp'`` (on a CPU), ``'eager'`` or ``'reference'``; see
+            :func:`can_run`. Defaults to ``'auto'``.
 
     Returns:
         Tensor[N, K*C, H', W']: The output, in the dtype and memory format of ``x``.
@@ -205,8 +224,8 @@ def _compute(
 
         return kan_conv2d_triton(x, *weights[:4], basis, **sizes)
     with torch.autocast(x.device.type, enabled=False):
-        if chosen == 'eager':
-            return kan_conv2d_eager(x, *weights[:4], basis, **sizes).to(x.dtype)
+        if chosen in ('eager', 'cpp'):
+            return kan_conv2d_eager(x, *weights[:4], basis, **sizes, cpp=chosen == 'cpp').to(x.dtype)
         y = kan_conv2d_reference(
             x.to(dtype), *weights[:4], basis=basis, normalization=normalization, arctan_scale=weights[4], **sizes
         ).to(x.dtype)

@@ -1,0 +1,204 @@
+"""The compiled CPU kernels against the reference, and what happens where they can not be built."""
+
+import copy
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+
+from rkan_mmdet.backbones.fused_path import FusedKANConv2d
+from rkan_mmdet.ops import KANConv2d, can_run, cpp_kan_conv, kan_conv2d
+from rkan_mmdet.ops.eager import MAX_MONOMIAL_DEGREE, is_monomial
+
+from .test_kan_conv import assert_same, cases, run
+
+needs_kernels = pytest.mark.skipif(bool(can_run('cpp')), reason=can_run('cpp'))
+
+
+def in_order(x: torch.Tensor, order: tuple) -> torch.Tensor:
+    """The same, laid out in another order."""
+    return x.permute(order).contiguous().permute([order.index(d) for d in range(4)])
+
+
+@needs_kernels
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(cases().filter(lambda case: is_monomial(KANConv2d(1, **case[3]).basis)))
+def test_matches_the_reference(nan_memory: None, case: tuple) -> None:
+    channels, batch, size, options, seed = case
+    torch.manual_seed(seed)
+    conv = KANConv2d(channels, **options)
+    x = 2 * torch.randn(batch, channels, *size)
+    upstream = torch.randn(conv(x).shape)
+    expected = run(copy.deepcopy(conv).double(), x.double(), upstream.double(), 'reference')
+    for order in ((0, 1, 2, 3), (0, 2, 3, 1), (1, 0, 2, 3), (3, 2, 1, 0), (2, 3, 0, 1)):
+        fast = run(conv, in_order(x, order), in_order(upstream, order), 'cpp')
+        assert_same(fast, expected, 1e-5)
+
+
+@needs_kernels
+@pytest.mark.parametrize('degree', range(1, MAX_MONOMIAL_DEGREE + 1))
+@pytest.mark.parametrize('memory_format', [torch.contiguous_format, torch.channels_last], ids=['nchw', 'last'])
+def test_many_blocks_and_strips(degree: int, memory_format: torch.memory_format, nan_memory: None) -> None:
+    conv = KANConv2d(75, num_kernels=2, stride=2, basis=dict(type='Chebyshev', degree=degree))
+    x = torch.randn(2, 75, 61, 83).contiguous(memory_format=memory_format)
+    upstream = torch.randn_like(conv(x))
+    fast = run(conv, x, upstream, 'cpp')
+    assert fast['output'].is_contiguous(memory_format=memory_format)
+    assert fast['x'].is_contiguous(memory_format=memory_format)
+    assert_same(fast, run(conv.double(), x.double(), upstream.double(), 'reference'), 1e-5)
+
+
+@needs_kernels
+def test_tanh_is_exact_to_two_units() -> None:
+    x = torch.cat([torch.linspace(-12, 12, 100001), torch.logspace(-38, 30, 5000), -torch.logspace(-38, 30, 5000)])
+    u = kan_conv2d(
+        x[None, None, None], torch.zeros(1, 1), torch.tensor([[[0.0, 1.0]]]),
+        basis=dict(type='Chebyshev', degree=1), kernel_size=1, padding=0, backend='cpp',
+    ).flatten()  # fmt: skip
+    exact = torch.tanh(x.double())
+    unit = torch.finfo(torch.float32).eps * exact.abs()
+    assert ((u - exact).abs() <= 2 * unit + 1e-45).all()
+    assert u.abs().max() <= 1
+
+
+@needs_kernels
+def test_nan_and_infinity_are_those_of_eager() -> None:
+    conv = KANConv2d(40)
+    x = torch.randn(1, 40, 6, 9)
+    x[0, 3, 2, 2], x[0, 38, 4, 7], x[0, 1, 0, 0] = float('nan'), float('inf'), -1e30
+    cpp, eager = (run(conv, x, torch.ones(1, 40, 6, 9), backend) for backend in ('cpp', 'eager'))
+    for name in ('output', 'x'):
+        torch.testing.assert_close(cpp[name], eager[name], equal_nan=True)
+    assert cpp['output'].isnan().sum() == 9
+
+
+@needs_kernels
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+def test_half_precision_is_rounded_once(dtype: torch.dtype) -> None:
+    conv = KANConv2d(5, stride=2)
+    x = (2 * torch.randn(2, 5, 6, 7)).to(dtype)
+    x[0, 0, 0, :4] = torch.tensor([1e4, -1e4, 0.0, 1e-4])
+    upstream = torch.randn(2, 5, 3, 4).to(dtype)
+    fast, slow = (run(conv, x, upstream, backend) for backend in ('cpp', 'eager'))
+    for name, value in slow.items():
+        assert fast[name].dtype == value.dtype
+        torch.testing.assert_close(fast[name], value, rtol=2 * torch.finfo(dtype).eps, atol=1e-4, msg=name)
+
+
+@needs_kernels
+def test_the_number_of_threads_changes_nothing() -> None:
+    conv = KANConv2d(70, stride=2)
+    x, upstream = torch.randn(2, 70, 40, 50), torch.randn(2, 70, 20, 25)
+    threads, results = torch.get_num_threads(), []
+    try:
+        for count in (1, 3, 3):
+            torch.set_num_threads(count)
+            results.append(run(conv, x, upstream, 'cpp'))
+    finally:
+        torch.set_num_threads(threads)
+    for other in results[1:]:
+        for name, value in results[0].items():
+            assert torch.equal(other[name], value), name
+
+
+@needs_kernels
+def test_weights_may_lie_anyhow_and_gradients_be_unwanted() -> None:
+    conv = KANConv2d(3, kernel_size=(3, 2), num_kernels=2, stride=2)
+    x = torch.randn(1, 3, 7, 8)
+    wide = torch.zeros(2, 12)
+    wide[:, ::2] = conv.linear_weight.detach()
+    weights = wide[:, ::2], conv.basis_weight, conv.basis_scale
+    options = dict(basis=conv.basis, kernel_size=(3, 2), stride=2)
+    y, expected = (kan_conv2d(x, *weights, **options, backend=b) for b in ('cpp', 'reference'))
+    torch.testing.assert_close(y, expected)
+    y.sum().backward()  # an upstream gradient of one number in memory
+    assert conv.basis_weight.grad is not None
+    leaf = x.clone().requires_grad_()
+    constant = [w.detach() for w in weights]
+    of_x = [
+        torch.autograd.grad(kan_conv2d(leaf, *constant, **options, backend=b).sum(), leaf)[0]
+        for b in ('cpp', 'reference')
+    ]
+    torch.testing.assert_close(*of_x)
+
+
+@needs_kernels
+def test_it_is_what_auto_takes_on_a_cpu_deployed_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    forward = cpp_kan_conv.sum_planes
+    monkeypatch.setattr(cpp_kan_conv, 'sum_planes', lambda *a: calls.append(a) or forward(*a))
+    conv, x = KANConv2d(40, num_kernels=2, stride=2), torch.randn(1, 40, 9, 9)
+    y = conv(x)
+    assert len(calls) == 1
+    deployed = FusedKANConv2d(conv, scale=torch.full((80,), 2.0), shift=torch.arange(80.0))
+    torch.testing.assert_close(deployed(x), 2 * y + torch.arange(80.0)[:, None, None])
+    assert len(calls) == 2
+    conv.double()(x.double())  # not its business
+    KANConv2d(40, basis=dict(type='Chebyshev', degree=MAX_MONOMIAL_DEGREE + 1))(x)
+    assert len(calls) == 2
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'reason'),
+    [
+        (dict(basis=KANConv2d(1, basis=dict(type='RBF')).basis), 'computes polynomials up to degree 5'),
+        (dict(x=torch.ones(1, dtype=torch.double)), 'but x is torch.float64'),
+        (dict(x=torch.ones(1, device='meta')), 'but x is on meta'),
+        (dict(normalization='min-max'), 'depends on the window'),
+    ],
+    ids=['basis', 'dtype', 'device', 'normalization'],
+)
+def test_says_what_it_can_not_compute(arguments: dict, reason: str) -> None:
+    assert reason in can_run('cpp', **arguments)
+
+
+def in_a_process(code: str, **environment: str) -> str:
+    done = subprocess.run(
+        [sys.executable, '-W', 'ignore', '-c', code], env={**os.environ, **environment}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+LAYER = 'import torch; from rkan_mmdet.ops import *; y = KANConv2d(4)(torch.ones(1, 4, 5, 5)); print(can_run("cpp"))'
+
+
+@pytest.mark.parametrize(
+    ('compiler', 'reason'),
+    [
+        (None, 'needs a C\\+\\+ compiler'),
+        ('#!/bin/sh\necho "x.cpp:1: error: out of luck" >&2; exit 3\n', 'could not be built: .* ended with 3: .*luck'),
+        ('#!/bin/sh\nfor out; do :; done; echo nothing > "$out"\n', 'could not be built: .*'),
+    ],
+    ids=['none', 'fails', 'bad library'],
+)
+def test_without_a_working_compiler_eager_does_it(compiler: str | None, reason: str, tmp_path: Path) -> None:
+    if compiler is not None:
+        (tmp_path / 'c++').write_text(compiler)
+        (tmp_path / 'c++').chmod(0o755)
+    out = in_a_process(LAYER, PATH=str(tmp_path), XDG_CACHE_HOME=str(tmp_path / 'cache'))
+    assert re.match(f"backend 'cpp' {reason}", out)
+
+
+@needs_kernels
+def test_is_built_once_and_whole(tmp_path: Path) -> None:
+    environment = {**os.environ, 'XDG_CACHE_HOME': str(tmp_path)}
+    together = [
+        subprocess.Popen([sys.executable, '-W', 'ignore', '-c', LAYER], env=environment, stdout=subprocess.PIPE)
+        for _ in range(2)
+    ]
+    assert [process.communicate()[0].strip() for process in together] == [b'', b'']
+    (library,) = (tmp_path / 'rkan_mmdet' / 'kernels').iterdir()  # and nothing temporary beside it
+    built = library.stat().st_mtime_ns
+    in_a_process(LAYER, XDG_CACHE_HOME=str(tmp_path))
+    assert library.stat().st_mtime_ns == built
+
+
+def test_a_cache_that_can_not_be_written_is_no_error(tmp_path: Path) -> None:
+    (tmp_path / 'rkan_mmdet').write_text('a file where a folder should be')
+    assert 'could not be built' in in_a_process(LAYER, XDG_CACHE_HOME=str(tmp_path))
