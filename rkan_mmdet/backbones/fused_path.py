@@ -55,10 +55,12 @@ class FusedKANConv2d(nn.Module):
         dtype = torch.float32 if x.dtype in (torch.float16, torch.bfloat16) else x.dtype
         weight, bias = self.weight.to(dtype), self.bias.to(dtype)
         with torch.autocast(x.device.type, enabled=False):
-            if is_exporting() or is_compiling() or (torch.is_grad_enabled() and x.requires_grad):
+            cpp = not can_run('cpp', basis=self.spec.basis, x=x)
+            plain = is_exporting() or (is_compiling() and not cpp)
+            if plain or (torch.is_grad_enabled() and x.requires_grad):
                 return depthwise(x, weight, bias, self.spec).to(x.dtype)
             with torch.no_grad():
-                return sum_planes(x, weight, bias, self.spec, not can_run('cpp', basis=self.spec.basis, x=x))
+                return sum_planes(x, weight, bias, self.spec, cpp)
 
 
 class _Affine(nn.Module):

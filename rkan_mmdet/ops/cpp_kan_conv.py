@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import logging
+import math
 import os
 import platform
 import shutil
@@ -20,6 +21,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
 logger = logging.getLogger('rkan_mmdet')
 
@@ -70,6 +72,7 @@ def _run(command: list[str]) -> None:
         raise RuntimeError(f'{" ".join(command)} ended with {done.returncode}: {"".join(lines[:1])}')
 
 
+@torch.compiler.assume_constant_result
 def why_not() -> str:
     """Why the kernels can not be had here; the empty string when they can."""
     return _load()[1]
@@ -85,16 +88,11 @@ class _Sizes(ctypes.Structure):
     )
 
 
-def _sizes(x: Tensor, kernels: int, kernel_size: tuple[int, int], degree: int, *spec: tuple[int, int]) -> _Sizes:
-    """``spec``: stride, padding and dilation."""
-    stride, padding, dilation = spec
-    extent = [
-        (n + 2 * p - d * (k - 1) - 1) // s + 1
-        for n, k, s, p, d in zip(x.shape[2:], kernel_size, stride, padding, dilation)
-    ]
-    return _Sizes(
-        *x.shape, kernels, *extent, *kernel_size, *stride, *padding, *dilation, degree, torch.get_num_threads()
-    )
+def _sizes(x: Tensor, y: Tensor, degree: int, *kernel: list[int]) -> _Sizes:
+    """``kernel``: its size, stride, padding and dilation."""
+    height_width = (number for pair in kernel for number in pair)
+    kernels = y.shape[1] // x.shape[1]
+    return _Sizes(*x.shape, kernels, *y.shape[2:], *height_width, degree, torch.get_num_threads())
 
 
 def _pointers(tensor: Tensor | None, *dims: int) -> tuple[ctypes.c_void_p, ctypes.Array]:
@@ -109,27 +107,50 @@ def _readable(x: Tensor) -> Tensor:
     return x if 1 in (x.stride(1), x.stride(3)) else x.contiguous()
 
 
-def sum_planes(x: Tensor, weights: Tensor, bias: Tensor | None, *spec: tuple[int, int]) -> Tensor:
+# The sum of depthwise convolutions of x and of the powers of tanh(x), and its gradients. As operators, so that
+# torch.compile takes them as they are.
+_library = torch.library.Library('rkan_mmdet', 'FRAGMENT')
+_library.define(
+    'planes_conv2d(Tensor x, Tensor weights, Tensor? bias, int[] stride, int[] padding, int[] dilation) -> Tensor'
+)
+_library.define(
+    'planes_conv2d_backward(Tensor x, Tensor grad, Tensor kernels, int[] stride, int[] padding, int[] dilation, '
+    'bool of_x, bool of_kernels) -> (Tensor, Tensor)'
+)
+
+
+def _empty_output(x: Tensor, weights: Tensor, *spec: list[int]) -> Tensor:
+    size = [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in zip(x.shape[2:], weights.shape[-2:], *spec)]
+    last = x.is_contiguous(memory_format=torch.channels_last)
+    return torch.empty(
+        (x.shape[0], weights.shape[1] * x.shape[1], *size),
+        dtype=x.dtype,
+        device=x.device,
+        memory_format=torch.channels_last if last else torch.contiguous_format,
+    )
+
+
+def sum_planes(
+    x: Tensor, weights: Tensor, bias: Tensor | None, stride: list[int], padding: list[int], dilation: list[int]
+) -> Tensor:
     """See :func:`rkan_mmdet.ops.eager.sum_planes`."""
     dtype, x = x.dtype, _readable(x)
-    sizes = _sizes(x, weights.shape[1], weights.shape[-2:], len(weights) - 1, *spec)
-    weights = weights.flatten(3)
-    last = x.is_contiguous(memory_format=torch.channels_last)
-    shape = sizes.batch, sizes.kernels * sizes.channels, sizes.out_height, sizes.out_width
-    y = torch.empty(shape, memory_format=torch.channels_last if last else torch.contiguous_format)
+    y = _empty_output(x, weights, stride, padding, dilation)
+    sizes = _sizes(x, y, len(weights) - 1, weights.shape[-2:], stride, padding, dilation)
     _load()[0].kan_conv_forward(
-        ctypes.byref(sizes), *_pointers(x, 0, 1, 2, 3), *_pointers(weights, 0, 1, 2, 3), *_pointers(bias, 0, 1),
-        *_pointers(y, 0, 1, 2, 3),
+        ctypes.byref(sizes), *_pointers(x, 0, 1, 2, 3), *_pointers(weights.flatten(3), 0, 1, 2, 3),
+        *_pointers(bias, 0, 1), *_pointers(y, 0, 1, 2, 3),
     )  # fmt: skip
     return y.to(dtype)
 
 
 def gradients(
-    x: Tensor, grad: Tensor, kernels: Tensor, spec: tuple, of_x: bool, of_kernels: bool
-) -> tuple[Tensor | None, Tensor | None]:
-    """Of x, and of the kernels (K, planes, kh, kw) as (planes, K, kh, kw); see :class:`rkan_mmdet.ops.eager.Spec`."""
+    x: Tensor, grad: Tensor, kernels: Tensor, stride: list[int], padding: list[int], dilation: list[int],
+    of_x: bool, of_kernels: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Of x, and of the kernels (K, planes, kh, kw) as (planes, K, kh, kw); empty ones if they are not wanted."""
     dtype, x, grad = x.dtype, _readable(x), _readable(grad)
-    sizes = _sizes(x, len(kernels), kernels.shape[2:], kernels.shape[1] - 1, *spec[-3:])
+    sizes = _sizes(x, grad, kernels.shape[1] - 1, kernels.shape[2:], stride, padding, dilation)
     weights = kernels.permute(0, 2, 3, 1).contiguous()
     grad_x = torch.empty_like(x) if of_x else None
     sums = torch.zeros_like(weights, dtype=torch.float64) if of_kernels else None
@@ -137,4 +158,30 @@ def gradients(
         ctypes.byref(sizes), *_pointers(x, 0, 1, 2, 3), *_pointers(grad, 0, 1, 2, 3), _pointers(weights)[0],
         *_pointers(grad_x, 0, 1, 2, 3), _pointers(sums)[0],
     )  # fmt: skip
-    return None if grad_x is None else grad_x.to(dtype), None if sums is None else sums.float().permute(3, 0, 1, 2)
+    return (
+        x.new_empty(0, dtype=dtype) if grad_x is None else grad_x.to(dtype),
+        x.new_empty(0) if sums is None else sums.float().permute(3, 0, 1, 2).contiguous(),
+    )
+
+
+_library.impl('planes_conv2d', sum_planes, 'CPU')
+_library.impl('planes_conv2d_backward', gradients, 'CPU')
+_library.impl('planes_conv2d', lambda x, weights, bias, *spec: _empty_output(x, weights, *spec), 'Meta')
+_library.impl(
+    'planes_conv2d_backward',
+    lambda x, grad, kernels, stride, padding, dilation, of_x, of_kernels: (
+        torch.empty_like(x) if of_x else x.new_empty(0),
+        kernels.new_empty(kernels.transpose(0, 1).shape if of_kernels else 0),
+    ),
+    'Meta',
+)
+
+
+@register_flop_formula(torch.ops.rkan_mmdet.planes_conv2d)
+def _(x_shape, weights_shape, *settings, out_shape=None, **kwargs) -> int:
+    return 2 * math.prod(out_shape) * weights_shape[0] * math.prod(weights_shape[-2:])
+
+
+@register_flop_formula(torch.ops.rkan_mmdet.planes_conv2d_backward)
+def _(x_shape, grad_shape, kernels_shape, *settings, out_shape=None, **kwargs) -> int:
+    return sum(settings[-2:]) * 2 * math.prod(grad_shape) * math.prod(kernels_shape[1:])  # of_x, of_kernels

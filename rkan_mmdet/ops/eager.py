@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import cpp_kan_conv
+from . import cpp_kan_conv  # noqa: F401 (defines operators)
 from .bases import Basis, Polynomial
 
 # Monomials cost one multiplication a plane and make the constants vanish, but lose digits as the degree grows.
@@ -161,7 +161,7 @@ def sum_planes(x: Tensor, weights: Tensor, bias: Tensor | None, spec: Spec, cpp:
         cpp (bool): Whether the compiled kernels do it, which must be able to. Defaults to False.
     """
     if cpp:
-        return cpp_kan_conv.sum_planes(x, weights, bias, *spec[1:])
+        return torch.ops.rkan_mmdet.planes_conv2d(x, weights, bias, *spec[1:])
     if _is_ready(x, weights.dtype):
         return _sum_ready(x, weights, bias, spec)
     y = None
@@ -284,7 +284,7 @@ class _PlanesConv2d(torch.autograd.Function):
             by_kernel = grad.unflatten(1, (len(linear), -1))
             grad_constant = by_kernel.sum((0, 2, 3, 4), dtype=linear.dtype)
         with torch.autocast(saved.device.type, enabled=False):
-            if torch.is_grad_enabled():  # the gradient is to be differentiated in its turn
+            if torch.is_grad_enabled() and not is_compiling():  # the gradient is to be differentiated in its turn
                 inputs = [t for t, needed in zip((saved, linear, functions), ctx.needs_input_grad) if needed]
                 y = shifted(saved, linear, functions, ctx.spec)
                 grads = iter(torch.autograd.grad(y, inputs, grad.to(y.dtype), create_graph=True) if inputs else ())
@@ -294,19 +294,24 @@ class _PlanesConv2d(torch.autograd.Function):
                     None,
                     None,
                 )
-            compute = cpp_kan_conv.gradients if ctx.cpp else _gradients
+            compute = _gradients_cpp if ctx.cpp else _gradients
             grad_x, grad_kernels = compute(
                 saved, grad, join(linear, functions), ctx.spec, of_x, of_linear or of_functions
             )
-        grad_linear = grad_kernels[0].clone() if of_linear else None
         return (
-            grad_x,
-            grad_linear,
+            grad_x if of_x else None,
+            grad_kernels[0].clone() if of_linear else None,
             grad_kernels[1:].transpose(0, 1).clone() if of_functions else None,
             grad_constant,
             None,
             None,
         )
+
+
+def _gradients_cpp(
+    x: Tensor, grad: Tensor, kernels: Tensor, spec: Spec, of_x: bool, of_kernels: bool
+) -> tuple[Tensor, Tensor]:
+    return torch.ops.rkan_mmdet.planes_conv2d_backward(x, grad, kernels, *spec[1:], of_x, of_kernels)
 
 
 def _gradients(
@@ -392,7 +397,7 @@ def kan_conv2d_eager(
         channels = int(x.shape[1])
         bias = None if constant is None else constant[:, None].expand(-1, channels)
         return depthwise(x, expand(join(linear, functions), channels), bias, spec)
-    if is_compiling():
+    if is_compiling() and not cpp:
         y = shifted(x, linear, functions, spec)
         return y if constant is None else y + constant.repeat_interleave(x.shape[1])[:, None, None]
     return _PlanesConv2d.apply(x, linear, functions, constant, spec, cpp)

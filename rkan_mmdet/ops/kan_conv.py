@@ -80,8 +80,8 @@ def _why_not_cpp(x: Tensor | None) -> str:
         return f"backend 'cpp' needs a tensor on a CPU, but x is on {x.device}"
     if x is not None and x.dtype not in (torch.float32, torch.float16, torch.bfloat16):
         return f"backend 'cpp' computes float32, float16 and bfloat16, but x is {x.dtype}"
-    if is_compiling() or is_exporting():
-        return ''  # as with 'eager', another compiler gets the sum as plain operators
+    if is_exporting():
+        return ''  # which writes plain operators, as of 'eager'
     if x is not None and type(x) not in (Tensor, nn.Parameter):
         return f"backend 'cpp' needs a tensor with memory of its own, but x is a {type(x).__name__}"
     return cpp_kan_conv.why_not()
