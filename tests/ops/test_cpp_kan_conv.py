@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
+from torch.utils.flop_counter import FlopCounterMode
 
 from rkan_mmdet.backbones.fused_path import FusedKANConv2d
-from rkan_mmdet.ops import KANConv2d, can_run, cpp_kan_conv, kan_conv2d
+from rkan_mmdet.ops import KANConv2d, can_run, kan_conv2d
 from rkan_mmdet.ops.eager import MAX_MONOMIAL_DEGREE, is_monomial
 
 from .test_kan_conv import assert_same, cases, run
@@ -128,19 +129,59 @@ def test_weights_may_lie_anyhow_and_gradients_be_unwanted() -> None:
 
 
 @needs_kernels
-def test_it_is_what_auto_takes_on_a_cpu_deployed_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = []
-    forward = cpp_kan_conv.sum_planes
-    monkeypatch.setattr(cpp_kan_conv, 'sum_planes', lambda *a: calls.append(a) or forward(*a))
+def test_it_is_what_auto_takes_on_a_cpu_deployed_too() -> None:
+    def used(layer: torch.nn.Module, x: torch.Tensor) -> bool:
+        with FlopCounterMode(display=False) as counter:
+            layer(x)
+        return torch.ops.rkan_mmdet.planes_conv2d in counter.get_flop_counts()['Global']
+
     conv, x = KANConv2d(40, num_kernels=2, stride=2), torch.randn(1, 40, 9, 9)
-    y = conv(x)
-    assert len(calls) == 1
     deployed = FusedKANConv2d(conv, scale=torch.full((80,), 2.0), shift=torch.arange(80.0))
-    torch.testing.assert_close(deployed(x), 2 * y + torch.arange(80.0)[:, None, None])
-    assert len(calls) == 2
-    conv.double()(x.double())  # not its business
-    KANConv2d(40, basis=dict(type='Chebyshev', degree=MAX_MONOMIAL_DEGREE + 1))(x)
-    assert len(calls) == 2
+    torch.testing.assert_close(deployed(x), 2 * conv(x) + torch.arange(80.0)[:, None, None])
+    assert used(conv, x)
+    assert used(deployed, x)
+    assert not used(KANConv2d(40, backend='eager'), x)
+    assert not used(KANConv2d(40, basis=dict(type='Chebyshev', degree=MAX_MONOMIAL_DEGREE + 1)), x)
+    assert not used(conv.double(), x.double())
+
+
+@needs_kernels
+def test_multiply_adds_are_those_of_eager() -> None:
+    conv, x = KANConv2d(6, num_kernels=2, stride=2), torch.randn(1, 6, 8, 9, requires_grad=True)
+    counts = {}
+    for conv.backend in ('cpp', 'eager'):
+        with FlopCounterMode(display=False) as counter:
+            y = conv(x)
+            counts[conv.backend, 'forward'] = counter.get_total_flops()
+            y.sum().backward()
+            counts[conv.backend, 'both'] = counter.get_total_flops()
+    assert counts['cpp', 'forward'] == counts['eager', 'forward'] >= 2 * y.numel() * 9 * 4
+    assert counts['cpp', 'both'] == counts['eager', 'both']
+
+
+@needs_kernels
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+def test_operators_keep_the_rules_of_torch(dtype: torch.dtype) -> None:
+    x, weights, spec = torch.randn(2, 10, 7, 9).to(dtype), torch.randn(3, 2, 10, 1, 3, 3), ([2, 2], [1, 1], [1, 1])
+    grad, kernels = torch.randn(2, 20, 4, 5).to(dtype), torch.randn(2, 3, 3, 3)
+    for image in (x, x.contiguous(memory_format=torch.channels_last)):
+        torch.library.opcheck(torch.ops.rkan_mmdet.planes_conv2d, (image, weights, torch.randn(2, 10), *spec))
+        for of in ((True, True), (True, False), (False, True)):
+            torch.library.opcheck(torch.ops.rkan_mmdet.planes_conv2d_backward, (image, grad, kernels, *spec, *of))
+
+
+@needs_kernels
+def test_compiled_code_calls_it() -> None:
+    conv, x = KANConv2d(40, stride=2), torch.randn(1, 40, 9, 9)
+    calls = []
+
+    def look(graph: torch.fx.GraphModule, inputs: list) -> torch.fx.GraphModule:
+        calls.extend(node.target for node in graph.graph.nodes)
+        return graph
+
+    with torch.no_grad():
+        torch.testing.assert_close(torch.compile(conv, backend=look, fullgraph=True)(x), conv(x))
+    assert any('planes_conv2d' in str(call) for call in calls)
 
 
 @pytest.mark.parametrize(
