@@ -21,7 +21,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import register_flop_formula
+from torch.utils import flop_counter
 
 logger = logging.getLogger('rkan_mmdet')
 
@@ -177,11 +177,14 @@ _library.impl(
 )
 
 
-@register_flop_formula(torch.ops.rkan_mmdet.planes_conv2d)
-def _(x_shape, weights_shape, *settings, out_shape=None, **kwargs) -> int:
+def _count_forward(x_shape, weights_shape, *settings, out_shape=None, **kwargs) -> int:
     return 2 * math.prod(out_shape) * weights_shape[0] * math.prod(weights_shape[-2:])
 
 
-@register_flop_formula(torch.ops.rkan_mmdet.planes_conv2d_backward)
-def _(x_shape, grad_shape, kernels_shape, *settings, out_shape=None, **kwargs) -> int:
+def _count_backward(x_shape, grad_shape, kernels_shape, *settings, out_shape=None, **kwargs) -> int:
     return sum(settings[-2:]) * 2 * math.prod(grad_shape) * math.prod(kernels_shape[1:])  # of_x, of_kernels
+
+
+if hasattr(flop_counter, 'register_flop_formula'):  # since torch 2.2
+    flop_counter.register_flop_formula(torch.ops.rkan_mmdet.planes_conv2d)(_count_forward)
+    flop_counter.register_flop_formula(torch.ops.rkan_mmdet.planes_conv2d_backward)(_count_backward)
