@@ -23,6 +23,7 @@ from .backbones import ResidualPath, fuse_paths
 from .data.guard import guard
 from .detector import load_weights
 from .launch import UserError, build_model
+from .ops.cpp_kan_conv import FLOP_FORMULAS
 
 
 def build_detector(cfg: Config, checkpoint: str | None = None, device: str = 'cpu') -> nn.Module:
@@ -223,7 +224,7 @@ def count_multiply_adds(function: Callable[[], Any]) -> int:
     deformable attention) and NMS are not.
     """
     aten, deformable = torch.ops.aten, 0
-    formulas = {aten.convolution_backward: _count_gradients}
+    formulas = {aten.convolution_backward: _count_gradients, **FLOP_FORMULAS}  # older torch registers none
     if hasattr(aten, '_scaled_dot_product_flash_attention_for_cpu'):  # torch has formulas for those of a GPU
         formulas[aten._scaled_dot_product_flash_attention_for_cpu] = _count_attention
         formulas[aten._scaled_dot_product_flash_attention_for_cpu_backward] = _count_attention_gradients

@@ -185,6 +185,10 @@ def _count_backward(x_shape, grad_shape, kernels_shape, *settings, out_shape=Non
     return sum(settings[-2:]) * 2 * math.prod(grad_shape) * math.prod(kernels_shape[1:])  # of_x, of_kernels
 
 
+FLOP_FORMULAS = {
+    torch.ops.rkan_mmdet.planes_conv2d: _count_forward,
+    torch.ops.rkan_mmdet.planes_conv2d_backward: _count_backward,
+}
 if hasattr(flop_counter, 'register_flop_formula'):  # since torch 2.2
-    flop_counter.register_flop_formula(torch.ops.rkan_mmdet.planes_conv2d)(_count_forward)
-    flop_counter.register_flop_formula(torch.ops.rkan_mmdet.planes_conv2d_backward)(_count_backward)
+    for operator, formula in FLOP_FORMULAS.items():
+        flop_counter.register_flop_formula(operator)(formula)
