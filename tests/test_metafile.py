@@ -63,6 +63,7 @@ def test_wheel_serves_bases(tmp_path: Path) -> None:
     )  # fmt: skip
     assert out.split() == [str(tmp_path / 'site' / 'rkan_mmdet' / '__init__.py'), 'RKANResNet', '18', 'mmdet']
     mim = tmp_path / 'site' / 'rkan_mmdet' / '.mim'
+    assert (mim.parent / 'ops' / 'cpp_kan_conv.cpp').exists(), 'the CPU kernels are built from it'
     assert (mim / 'tools' / 'train.py').is_file()
     for path in load(mim / 'model-index.yml')['Import']:
         for model in load(mim / path)['Models']:
