@@ -31,6 +31,7 @@ class FusedKANConv2d(nn.Module):
 
     def __init__(self, conv: KANConv2d, scale: Tensor | None = None, shift: Tensor | None = None) -> None:
         super().__init__()
+        self.backend = conv.backend
         self.spec = Spec(conv.basis, conv.stride, conv.padding, conv.dilation)
         with torch.no_grad():
             weight = conv.basis_weight
@@ -55,7 +56,7 @@ class FusedKANConv2d(nn.Module):
         dtype = torch.float32 if x.dtype in (torch.float16, torch.bfloat16) else x.dtype
         weight, bias = self.weight.to(dtype), self.bias.to(dtype)
         with torch.autocast(x.device.type, enabled=False):
-            cpp = not can_run('cpp', basis=self.spec.basis, x=x)
+            cpp = self.backend in ('auto', 'cpp') and not can_run('cpp', basis=self.spec.basis, x=x)
             plain = is_exporting() or (is_compiling() and not cpp)
             if plain or (torch.is_grad_enabled() and x.requires_grad):
                 return depthwise(x, weight, bias, self.spec).to(x.dtype)

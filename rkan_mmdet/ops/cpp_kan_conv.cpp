@@ -6,8 +6,12 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
+#include <memory>
+#include <new>
 #include <utility>
 #include <vector>
+
+#include <omp.h>
 
 namespace {
 
@@ -122,26 +126,31 @@ template <int D>
 void forward(const Sizes& z, const float* x, Strides xs, const float* weights, const int64_t* ws, const float* bias,
              const int64_t* bs, float* y, Strides ys) {
   const int64_t padded = z.width + 2 * z.pad_w, row = padded * kBlock, reach = z.dilation_h * (z.kernel_h - 1);
-  const int64_t rows = std::max<int64_t>((rows_at_once(2 * row) - reach - 1) / z.stride_h + 1, 4);
+  const int64_t rows =
+      std::min(std::max<int64_t>((rows_at_once(2 * row) - reach - 1) / z.stride_h + 1, 4), z.out_height);
   const int64_t strips = (z.out_height + rows - 1) / rows, in_rows = (rows - 1) * z.stride_h + reach + 1;
-  const int64_t kernel = z.taps() * (D + 1) * kBlock;
-#pragma omp parallel num_threads(z.threads)
+  const int64_t kernel = z.taps() * (D + 1) * kBlock, tasks = z.batch * z.blocks() * strips;
+  const int64_t threads = std::min(z.threads, tasks), planes = in_rows * row, kernels = z.kernels * kernel;
+  const int64_t floats = 2 * planes + kernels + z.out_width * kBlock;
+  const std::unique_ptr<float[]> buffers(new float[threads * floats]);  // here, where it may fail
+#pragma omp parallel num_threads(threads)
   {
-    std::vector<float> xb(in_rows * row), ub(in_rows * row), wb(z.kernels * kernel), yb(z.out_width * kBlock);
+    float *xb = buffers.get() + omp_get_thread_num() * floats, *ub = xb + planes, *wb = ub + planes, *yb = wb + kernels;
 #pragma omp for schedule(dynamic)
-    for (int64_t task = 0; task < z.batch * z.blocks() * strips; ++task) {
+    for (int64_t task = 0; task < tasks; ++task) {
       const int64_t strip = task % strips, c = task / strips % z.blocks() * kBlock, n = task / strips / z.blocks();
       const int64_t count = std::min(kBlock, z.channels - c);
       for (int64_t k = 0; k < z.kernels; ++k)
         for (int64_t t = 0; t < z.taps(); ++t)
           for (int64_t p = 0; p <= D; ++p) {
             const float* w = weights + p * ws[0] + k * ws[1] + c * ws[2] + t * ws[3];
-            for (int64_t i = 0; i < count; ++i) wb[k * kernel + (t * (D + 1) + p) * kBlock + i] = w[i * ws[2]];
+            float* to = wb + k * kernel + (t * (D + 1) + p) * kBlock;
+            for (int64_t i = 0; i < kBlock; ++i) to[i] = i < count ? w[i * ws[2]] : 0.f;
           }
       const int64_t first = strip * rows, last = std::min(first + rows, z.out_height);
       const int64_t top = first * z.stride_h - z.pad_h;
       for (int64_t r = 0; r < (last - first - 1) * z.stride_h + reach + 1; ++r) {
-        float *xr = xb.data() + r * row, *ur = ub.data() + r * row;
+        float *xr = xb + r * row, *ur = ub + r * row;
         if (top + r < 0 || top + r >= z.height) {
           std::memset(xr, 0, row * sizeof(float));
           std::memset(ur, 0, row * sizeof(float));
@@ -160,24 +169,24 @@ void forward(const Sizes& z, const float* x, Strides xs, const float* weights, c
           for (int64_t ox = 0; ox < z.out_width; ++ox) {
             Vec sum[kGroups];
             for (int64_t g = 0; g < kGroups; ++g) sum[g] = load(start + g * kLanes);
-            const float* w = wb.data() + k * kernel;
+            const float* w = wb + k * kernel;
             for (int64_t i = 0; i < z.kernel_h; ++i)
               for (int64_t j = 0; j < z.kernel_w; ++j, w += (D + 1) * kBlock) {
                 const int64_t at = ((oy - first) * z.stride_h + i * z.dilation_h) * row +
                                    (ox * z.stride_w + j * z.dilation_w) * kBlock;
 #pragma GCC unroll 4
                 for (int64_t g = 0; g < kGroups * kLanes; g += kLanes) {
-                  sum[g / kLanes] += load(w + g) * load(xb.data() + at + g);
-                  const Vec u = load(ub.data() + at + g);
+                  sum[g / kLanes] += load(w + g) * load(xb + at + g);
+                  const Vec u = load(ub + at + g);
                   Vec power = load(w + D * kBlock + g);
 #pragma GCC unroll 5
                   for (int p = D - 1; p > 0; --p) power = power * u + load(w + p * kBlock + g);
                   sum[g / kLanes] += power * u;
                 }
               }
-            for (int64_t g = 0; g < kGroups; ++g) store(yb.data() + ox * kBlock + g * kLanes, sum[g]);
+            for (int64_t g = 0; g < kGroups; ++g) store(yb + ox * kBlock + g * kLanes, sum[g]);
           }
-          store_row(y + n * ys.n + (k * z.channels + c) * ys.c + oy * ys.h, yb.data(), ys, count, z.out_width);
+          store_row(y + n * ys.n + (k * z.channels + c) * ys.c + oy * ys.h, yb, ys, count, z.out_width);
         }
     }
   }
@@ -210,9 +219,12 @@ void backward(const Sizes& z, const float* x, Strides xs, const float* grad, Str
   const int64_t strips = (z.height + rows - 1) / rows, tasks = z.batch * z.blocks() * strips;
   const int64_t grad_rows = (rows + z.dilation_h * (z.kernel_h - 1)) / z.stride_h + 1;
   std::vector<double> sums(grad_weights ? tasks * all : 0);
-#pragma omp parallel num_threads(z.threads)
+  const int64_t threads = std::min(z.threads, tasks), planes = rows * row, grads = z.kernels * grad_rows * out_row;
+  const int64_t floats = 2 * planes + grads + row;
+  const std::unique_ptr<float[]> buffers(new float[threads * floats]);  // here, where it may fail
+#pragma omp parallel num_threads(threads)
   {
-    std::vector<float> xb(rows * row), ub(rows * row), gb(z.kernels * grad_rows * out_row), yb(row);
+    float *xb = buffers.get() + omp_get_thread_num() * floats, *ub = xb + planes, *gb = ub + planes, *yb = gb + grads;
 #pragma omp for schedule(dynamic)
     for (int64_t task = 0; task < tasks; ++task) {
       const int64_t strip = task % strips, c = task / strips % z.blocks() * kBlock, n = task / strips / z.blocks();
@@ -222,16 +234,16 @@ void backward(const Sizes& z, const float* x, Strides xs, const float* grad, Str
       for (int64_t i = first; i < last; ++i)
         for (const Reach& r : by_row[i]) from = std::min(from, r.out), to = std::max(to, r.out + 1);
       for (int64_t i = first; i < last; ++i) {
-        float* xr = xb.data() + (i - first) * row;
+        float* xr = xb + (i - first) * row;
         load_row(xr, x + n * xs.n + c * xs.c + i * xs.h, xs, count, z.width);
-        tanh_row(ub.data() + (i - first) * row, xr, row);
+        tanh_row(ub + (i - first) * row, xr, row);
       }
       for (int64_t k = 0; k < z.kernels; ++k)
         for (int64_t i = from; i < to; ++i)
-          load_row(gb.data() + (k * grad_rows + i - from) * out_row,
+          load_row(gb + (k * grad_rows + i - from) * out_row,
                    grad + n * gs.n + (k * z.channels + c) * gs.c + i * gs.h, gs, count, z.out_width);
       for (int64_t i = first; i < last; ++i) {
-        const float *xr = xb.data() + (i - first) * row, *ur = ub.data() + (i - first) * row;
+        const float *xr = xb + (i - first) * row, *ur = ub + (i - first) * row;
         if (grad_x) {
           for (int64_t j = 0; j < z.width; ++j)
             for (int64_t g = 0; g < kBlock; g += 2 * kLanes) {
@@ -239,7 +251,7 @@ void backward(const Sizes& z, const float* x, Strides xs, const float* grad, Str
               for (int64_t k = 0; k < z.kernels; ++k)
                 for (const Reach& v : by_row[i])
                   for (const Reach& h : by_column[j]) {
-                    const float* gp = gb.data() + (k * grad_rows + v.out - from) * out_row + h.out * kBlock + g;
+                    const float* gp = gb + (k * grad_rows + v.out - from) * out_row + h.out * kBlock + g;
                     const float* w = weights + (k * z.taps() + v.tap * z.kernel_w + h.tap) * (D + 1);
                     const Vec g0 = load(gp), g1 = load(gp + kLanes);
 #pragma GCC unroll 6
@@ -250,15 +262,15 @@ void backward(const Sizes& z, const float* x, Strides xs, const float* grad, Str
                 Vec slope = (float)D * plane[D][m];  // of the polynomial, by Horner; then of tanh
 #pragma GCC unroll 5
                 for (int p = D - 1; p > 0; --p) slope = slope * u + (float)p * plane[p][m];
-                store(yb.data() + j * kBlock + g + m * kLanes, plane[0][m] + slope * (1.f - u * u));
+                store(yb + j * kBlock + g + m * kLanes, plane[0][m] + slope * (1.f - u * u));
               }
             }
-          store_row(grad_x + n * os.n + c * os.c + i * os.h, yb.data(), os, count, z.width);
+          store_row(grad_x + n * os.n + c * os.c + i * os.h, yb, os, count, z.width);
         }
         if (grad_weights)
           for (int64_t k = 0; k < z.kernels; ++k)
             for (const Reach& v : by_row[i]) {
-              const float* gr = gb.data() + (k * grad_rows + v.out - from) * out_row;
+              const float* gr = gb + (k * grad_rows + v.out - from) * out_row;
               for (int64_t t = 0; t < z.kernel_w; ++t) {
                 Vec sum[D + 1] = {};
                 const int64_t offset = t * z.dilation_w - z.pad_w;
@@ -287,14 +299,18 @@ void backward(const Sizes& z, const float* x, Strides xs, const float* grad, Str
   for (size_t i = 0; i < sums.size(); ++i) grad_weights[i % all] += sums[i];
 }
 
+// Whether there was enough memory.
 template <int D = 1, class Call>
-void with_degree(int64_t degree, Call call) {
+bool with_degree(int64_t degree, Call call) {
   if constexpr (D <= 5) {  // MAX_MONOMIAL_DEGREE
-    if (degree == D)
+    if (degree != D) return with_degree<D + 1>(degree, call);
+    try {
       call(std::integral_constant<int, D>());
-    else
-      with_degree<D + 1>(degree, call);
+    } catch (const std::bad_alloc&) {
+      return false;
+    }
   }
+  return true;
 }
 
 }  // namespace
@@ -303,14 +319,16 @@ extern "C" {
 
 // Strides are of elements: of x, y and their gradients by (n, c, h, w), of weights by (plane, kernel,
 // channel, tap), of the bias by (kernel, channel).
-void kan_conv_forward(const Sizes* z, const float* x, const Strides* xs, const float* weights, const int64_t* ws,
+bool kan_conv_forward(const Sizes* z, const float* x, const Strides* xs, const float* weights, const int64_t* ws,
                       const float* bias, const int64_t* bs, float* y, const Strides* ys) {
-  with_degree(z->degree, [&](auto d) { forward<d.value>(*z, x, *xs, weights, ws, bias, bs, y, *ys); });
+  return with_degree(z->degree, [&](auto d) { forward<d.value>(*z, x, *xs, weights, ws, bias, bs, y, *ys); });
 }
 
 // grad_x or grad_weights (zeros) may be null: not wanted.
-void kan_conv_backward(const Sizes* z, const float* x, const Strides* xs, const float* grad, const Strides* gs,
+bool kan_conv_backward(const Sizes* z, const float* x, const Strides* xs, const float* grad, const Strides* gs,
                        const float* weights, float* grad_x, const Strides* os, double* grad_weights) {
-  with_degree(z->degree, [&](auto d) { backward<d.value>(*z, x, *xs, grad, *gs, weights, grad_x, *os, grad_weights); });
+  return with_degree(z->degree, [&](auto d) {
+    backward<d.value>(*z, x, *xs, grad, *gs, weights, grad_x, *os, grad_weights);
+  });
 }
 }

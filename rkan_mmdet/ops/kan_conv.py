@@ -82,6 +82,10 @@ def _why_not_cpp(x: Tensor | None) -> str:
         return f"backend 'cpp' computes float32, float16 and bfloat16, but x is {x.dtype}"
     if is_exporting():
         return ''  # which writes plain operators, as of 'eager'
+    if is_compiling() and getattr(torch.compiler, 'is_exporting', None) is None:
+        return "backend 'cpp' needs torch >= 2.7 under torch.compile: before, an export looked the same"
+    if x is not None and not x.numel():
+        return f"backend 'cpp' needs an input that is not empty, but x is {tuple(x.shape)}"
     if x is not None and type(x) not in (Tensor, nn.Parameter):
         return f"backend 'cpp' needs a tensor with memory of its own, but x is a {type(x).__name__}"
     return cpp_kan_conv.why_not()

@@ -143,6 +143,7 @@ def test_it_is_what_auto_takes_on_a_cpu_deployed_too() -> None:
     assert used(conv, x)
     assert used(deployed, x)
     assert not used(KANConv2d(40, backend='eager'), x)
+    assert not used(FusedKANConv2d(KANConv2d(40, backend='eager')), x)
     assert not used(KANConv2d(40, basis=dict(type='Chebyshev', degree=MAX_MONOMIAL_DEGREE + 1)), x)
     assert not used(conv.double(), x.double())
 
@@ -163,14 +164,17 @@ def test_multiply_adds_are_counted() -> None:
 def test_operators_keep_the_rules_of_torch(dtype: torch.dtype) -> None:
     x, weights, spec = torch.randn(2, 10, 7, 9).to(dtype), torch.randn(3, 2, 10, 1, 3, 3), ([2, 2], [1, 1], [1, 1])
     grad, kernels = torch.randn(2, 20, 4, 5).to(dtype), torch.randn(2, 3, 3, 3)
-    for image in (x, x.contiguous(memory_format=torch.channels_last)):
+    images = [x, x.contiguous(memory_format=torch.channels_last), in_order(x, (3, 2, 1, 0)), in_order(x, (2, 0, 3, 1))]
+    images.append(torch.randn(2, 10, 7, 18).to(dtype)[..., ::2])
+    images.append(torch.randn(2, 10, 7, 12).to(dtype, memory_format=torch.channels_last)[..., :9])
+    for image in images:
         torch.library.opcheck(torch.ops.rkan_mmdet.planes_conv2d, (image, weights, torch.randn(2, 10), *spec))
         for of in ((True, True), (True, False), (False, True)):
             torch.library.opcheck(torch.ops.rkan_mmdet.planes_conv2d_backward, (image, grad, kernels, *spec, *of))
 
 
 @needs_kernels
-@pytest.mark.skipif(not hasattr(torch.compiler, 'is_compiling'), reason='torch < 2.3 does not say that it compiles')
+@pytest.mark.skipif(not hasattr(torch.compiler, 'is_exporting'), reason='torch < 2.7 does not say that it exports')
 def test_compiled_code_calls_it() -> None:
     conv, x = KANConv2d(40, stride=2), torch.randn(1, 40, 9, 9)
     calls = []
@@ -198,6 +202,59 @@ def test_says_what_it_can_not_compute(arguments: dict, reason: str) -> None:
     assert reason in can_run('cpp', **arguments)
 
 
+@needs_kernels
+@pytest.mark.parametrize('order', [(3, 2, 1, 0), (0, 2, 3, 1), (0, 1, 3, 2)])
+@pytest.mark.skipif(not hasattr(torch.compiler, 'is_exporting'), reason='torch < 2.7 does not say that it exports')
+def test_compiled_code_takes_any_layout(order: tuple) -> None:
+    conv = KANConv2d(6, num_kernels=2, stride=2)
+    x, results = in_order(torch.randn(2, 6, 9, 8), order), []
+    for layer in (conv, torch.compile(conv, fullgraph=True)):
+        leaf = x.clone().requires_grad_()
+        y = layer(leaf)
+        results.append([y.detach(), *torch.autograd.grad(y.square().sum(), [leaf, *conv.parameters()])])
+    for plain, compiled in zip(*results):
+        torch.testing.assert_close(compiled, plain, rtol=1e-4, atol=1e-4)
+
+
+@needs_kernels
+def test_an_input_may_overlap_itself(nan_memory: None) -> None:
+    x = torch.randn(7, 40).unfold(1, 3, 1).permute(1, 2, 0)[None]  # (1, 38, 3, 7)
+    conv = KANConv2d(38)
+    leaves = {backend: x.detach().requires_grad_() for backend in ('cpp', 'reference')}
+    for conv.backend in leaves:
+        conv(leaves[conv.backend]).sin().sum().backward()
+    torch.testing.assert_close(leaves['cpp'].grad, leaves['reference'].grad)
+
+
+def test_an_empty_input_is_not_its_business() -> None:
+    for shape in ((1, 3, 0, 5), (1, 3, 5, 0), (0, 3, 5, 5)):
+        assert 'not empty' in can_run('cpp', x=torch.ones(shape))
+    assert KANConv2d(3)(torch.ones(0, 3, 5, 5)).shape == (0, 3, 5, 5)
+
+
+@needs_kernels
+def test_a_long_row_takes_no_more_than_its_buffers() -> None:
+    """One thread's buffers of one row, however many threads there are."""
+    code = (
+        'import resource, torch; from rkan_mmdet.ops import *; torch.set_num_threads(4); '
+        'conv = KANConv2d(1, kernel_size=(1, 3), padding=0, backend="cpp"); conv(torch.ones(1, 1, 1, 9)); '
+        'peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss; start = peak(); '
+        'conv(torch.ones(1, 1, 1, 300000)); print((peak() - start) // 1024)'
+    )
+    assert int(in_a_process(code)) < 150  # MiB: 32 lanes of 300000 pixels, in three planes
+
+
+@needs_kernels
+def test_the_operators_check_what_the_kernels_trust() -> None:
+    x, spec = torch.ones(1, 3, 5, 5), ([1, 1], [1, 1], [1, 1])
+    for weights in (torch.ones(9, 1, 3, 1, 3, 3), torch.ones(4, 1, 3, 1, 3, 3, dtype=torch.bfloat16)):
+        with pytest.raises(ValueError, match='2 to 6 planes, weights float32'):
+            torch.ops.rkan_mmdet.planes_conv2d(x, weights, None, *spec)
+    turned = torch.randn(4, 1, 3, 1, 3, 3).transpose(-1, -2)  # its taps do not lie in a row
+    y, expected = (torch.ops.rkan_mmdet.planes_conv2d(x, w, None, *spec) for w in (turned, turned.contiguous()))
+    torch.testing.assert_close(y, expected)
+
+
 def in_a_process(code: str, **environment: str) -> str:
     done = subprocess.run(
         [sys.executable, '-W', 'ignore', '-c', code], env={**os.environ, **environment}, capture_output=True, text=True
@@ -212,7 +269,7 @@ LAYER = 'import torch; from rkan_mmdet.ops import *; y = KANConv2d(4)(torch.ones
 @pytest.mark.parametrize(
     ('compiler', 'reason'),
     [
-        (None, 'needs a C\\+\\+ compiler'),
+        (None, 'could not be built: a C\\+\\+ compiler'),
         ('#!/bin/sh\necho "x.cpp:1: error: out of luck" >&2; exit 3\n', 'could not be built: .* ended with 3: .*luck'),
         ('#!/bin/sh\nfor out; do :; done; echo nothing > "$out"\n', 'could not be built: .*'),
     ],
@@ -243,3 +300,29 @@ def test_is_built_once_and_whole(tmp_path: Path) -> None:
 def test_a_cache_that_can_not_be_written_is_no_error(tmp_path: Path) -> None:
     (tmp_path / 'rkan_mmdet').write_text('a file where a folder should be')
     assert 'could not be built' in in_a_process(LAYER, XDG_CACHE_HOME=str(tmp_path))
+
+
+@needs_kernels
+@pytest.mark.parametrize('content', [b'', b'not a library', None], ids=['empty', 'text', 'without its functions'])
+def test_a_broken_library_is_built_again(content: bytes | None, tmp_path: Path) -> None:
+    in_a_process(LAYER, XDG_CACHE_HOME=str(tmp_path))
+    (library,) = (tmp_path / 'rkan_mmdet' / 'kernels').iterdir()
+    if content is None:
+        other = tmp_path / 'other.cpp'
+        other.write_text('int nothing;')
+        subprocess.run(['g++', '-shared', '-fPIC', str(other), '-o', str(library)], check=True)
+        library.chmod(0o700)
+        in_a_process(LAYER, XDG_CACHE_HOME=str(tmp_path))  # which has that one loaded, and takes plain torch
+    else:
+        library.write_bytes(content)
+    assert in_a_process(LAYER, XDG_CACHE_HOME=str(tmp_path)).strip() == ''
+    assert library.stat().st_size > 20_000
+
+
+@needs_kernels
+def test_a_folder_that_others_can_write_to_is_not_used(tmp_path: Path) -> None:
+    in_a_process(LAYER, XDG_CACHE_HOME=str(tmp_path))
+    folder = tmp_path / 'rkan_mmdet' / 'kernels'
+    assert folder.stat().st_mode & 0o077 == 0
+    folder.chmod(0o777)
+    assert 'others can write to it' in in_a_process(LAYER, XDG_CACHE_HOME=str(tmp_path))
