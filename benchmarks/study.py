@@ -191,13 +191,13 @@ def read_results() -> list:
 
 
 def estimate(runs: list) -> float:
-    """Seconds that the runs will take: the mean of those like them, else of all, else four minutes."""
+    """Seconds that the runs will take: the median of those like them, else of all, else four minutes."""
     done = read_results()
     everything = [row['seconds'] for row in done] or [240]
     total = 0.0
     for run in runs:
         like = [r['seconds'] for r in done if r['data'].split('-')[0] == run.base] or everything
-        total += statistics.mean(like) / (2 if run.data.endswith('-short') else 1)
+        total += statistics.median(like) / (2 if run.data.endswith('-short') else 1)
     return total
 
 

@@ -103,7 +103,11 @@ def _one_of_each() -> str:
 
 
 def _mmcv_ops() -> str:
-    importlib.import_module('mmcv._ext')
+    import torch
+
+    operators = importlib.import_module('mmcv._ext')
+    if torch.cuda.is_available() and operators.get_compiling_cuda_version() == 'not available':
+        raise RuntimeError('compiled without CUDA, though there is a GPU')
     return 'compiled operators load'
 
 
@@ -158,7 +162,7 @@ def examine() -> list[Finding]:
     mmcv = 'onedl-mmcv' if fork else 'mmcv'
     which = f'"{mmcv}=={"2.3.6" if fork else "2.1.0"}"'
     again = '--force-reinstall --no-deps --no-cache-dir --no-build-isolation'
-    build = f'pip install {again} --no-binary {mmcv} {which}  (after torch; or `make env` in a checkout)'
+    build = f'pip install {again} --no-binary {mmcv} {which}  (after torch; or a new `make env` in a checkout)'
     engine = 'onedl-mmengine' if fork else 'mmengine==0.10.7'
     detection = (
         'pip install onedl-mmdetection'

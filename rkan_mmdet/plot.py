@@ -20,6 +20,8 @@ matplotlib.use('Agg')
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
+METRICS = ('coco/bbox_mAP', 'coco/segm_mAP', 'pascal_voc/mAP')
+
 
 def read_scalars(work_dir: str | Path) -> dict[str, list[tuple[float, float]]]:
     """Read what MMEngine logged in a work directory, resumed runs joined; a new run replaces the one before it.
@@ -29,19 +31,15 @@ def read_scalars(work_dir: str | Path) -> dict[str, list[tuple[float, float]]]:
 
     Returns:
         dict[str, list[tuple[float, float]]]: For each scalar its (epoch, value) pairs; ``loss`` by fractions of an
-        epoch, and each metric (``coco/bbox_mAP``) at the end of one.
+        epoch, and each metric (``coco/bbox_mAP``) at the end of one. Where training counts iterations, those stand
+        in place of epochs.
 
     Raises:
         FileNotFoundError: There is no log.
         ValueError: A log is damaged, or holds nothing; the message names it.
     """
-    files = sorted(Path(work_dir).glob('*/vis_data/scalars.json'))
-    if not files:
-        raise FileNotFoundError(f'{work_dir} holds no */vis_data/scalars.json: has anything been trained there?')
+    runs = _read_runs(work_dir)
     curves: dict[str, dict[float, float]] = {}
-    runs = [_read_rows(file) for file in files]
-    if not any(runs):
-        raise ValueError(f'{files[-1]} holds no line of a log')
     # iterations of an epoch; of all runs, since one that was killed within an epoch does not tell
     last = max((row['step'] / row['epoch'] for rows in runs for row in rows if row.get('epoch')), default=1) or 1
     for rows in runs:
@@ -57,6 +55,17 @@ def read_scalars(work_dir: str | Path) -> dict[str, list[tuple[float, float]]]:
                     curves.setdefault(name, {})[epoch] = value
     curves = {name: points for name, points in curves.items() if points}
     return {name: sorted(points.items()) for name, points in curves.items()}
+
+
+def _read_runs(work_dir: str | Path) -> list[list[dict]]:
+    """The rows of each log of a work directory."""
+    files = sorted(Path(work_dir).glob('*/vis_data/scalars.json'))
+    if not files:
+        raise FileNotFoundError(f'{work_dir} holds no */vis_data/scalars.json: has anything been trained there?')
+    runs = [_read_rows(file) for file in files]
+    if not any(runs):
+        raise ValueError(f'{files[-1]} holds no line of a log')
+    return runs
 
 
 def _read_rows(file: Path) -> list[dict]:
@@ -79,14 +88,14 @@ def _read_rows(file: Path) -> list[dict]:
 def plot_curves(
     work_dirs: Sequence[str | Path] | Mapping[str, str | Path],
     out: str | Path,
-    metrics: Sequence[str] = ('coco/bbox_mAP', 'coco/segm_mAP'),
+    metrics: Sequence[str] = METRICS,
 ) -> Path:
-    """Draw loss and metrics against epochs, one line a run.
+    """Draw loss and metrics against epochs (or iterations, where training counts those), one line a run.
 
     Args:
         work_dirs (Sequence or Mapping): Work directories; their names are the legend, or the keys of a mapping.
         out (str or Path): The PNG file to write.
-        metrics (Sequence[str]): Drawn where a run has them.
+        metrics (Sequence[str]): Drawn where a run has them. Defaults to COCO's box and mask AP and VOC's AP.
 
     Returns:
         Path: ``out``.
@@ -95,13 +104,15 @@ def plot_curves(
         short = len({Path(work_dir).name for work_dir in work_dirs}) == len(work_dirs)
         work_dirs = {Path(work_dir).name if short else str(work_dir): work_dir for work_dir in work_dirs}
     runs = {label: read_scalars(work_dir) for label, work_dir in work_dirs.items()}
+    rows = [row for work_dir in work_dirs.values() for run in _read_runs(work_dir) for row in run if 'loss' in row]
+    units = sorted({'epoch' if 'epoch' in row else 'iteration' for row in rows}) or ['epoch']
     shown = [m for m in metrics if any(m in curves for curves in runs.values())]
     figure, axes = plt.subplots(1, 1 + len(shown), figsize=(5 * (1 + len(shown)), 4), squeeze=False)
     for axis, name in zip(axes[0], ['loss', *shown]):
         for run, curves in runs.items():
             if name in curves:
                 axis.plot(*zip(*curves[name]), label=run, marker='o' if name != 'loss' else '')
-        axis.set(title=name, xlabel='epoch')
+        axis.set(title=name, xlabel=' or '.join(units))
         axis.grid(alpha=0.3)
         axis.legend()
     figure.tight_layout()

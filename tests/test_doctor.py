@@ -5,6 +5,7 @@ import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -71,6 +72,15 @@ def test_a_backend_that_differs_is_found() -> None:
     out = subprocess.run([sys.executable, '-W', 'ignore', '-c', code], capture_output=True, text=True, cwd=ROOT).stdout
     assert 'ok=False' in out
     assert 'differs from the reference' in out
+
+
+@pytest.mark.parametrize(('gpu', 'compiled', 'ok'), [(1, 'not available', 0), (1, '13.0', 1), (0, 'not available', 1)])
+def test_mmcv_without_cuda_beside_a_gpu(monkeypatch: pytest.MonkeyPatch, gpu: int, compiled: str, ok: int) -> None:
+    monkeypatch.setattr('torch.cuda.is_available', lambda: bool(gpu))
+    monkeypatch.setitem(sys.modules, 'mmcv._ext', SimpleNamespace(get_compiling_cuda_version=lambda: compiled))
+    finding = doctor._try('mmcv operators', doctor._mmcv_ops, 'build it')
+    assert finding.ok == bool(ok)
+    assert ('compiled without CUDA' in finding.text) != finding.ok
 
 
 def versions(monkeypatch: pytest.MonkeyPatch, **installed: str) -> dict:

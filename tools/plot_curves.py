@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from rkan_mmdet.launch import UserError, run_tool
-from rkan_mmdet.plot import plot_curves, read_scalars
+from rkan_mmdet.plot import METRICS, plot_curves, read_scalars
 
 
 def main() -> None:
@@ -12,7 +12,7 @@ def main() -> None:
     parser.add_argument('work_dirs', nargs='+', type=Path, help='work directories of tools/train.py')
     parser.add_argument('--out', type=Path, default=Path('curves.png'), help='the picture (default: %(default)s)')
     parser.add_argument('--labels', nargs='+', help='names of the runs in the legend (default: their folders)')
-    parser.add_argument('--metrics', nargs='+', help='beside the loss (default: coco/bbox_mAP and coco/segm_mAP)')
+    parser.add_argument('--metrics', nargs='+', help=f'beside the loss (default: {", ".join(METRICS)})')
     args = parser.parse_args()
     if args.out.exists():
         raise UserError(f'--out {args.out} exists already; name another file')
@@ -31,8 +31,7 @@ def main() -> None:
         if metric not in known:
             raise UserError(f'--metrics {metric} is in no log; there are {", ".join(known)}')
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    options = {'metrics': args.metrics} if args.metrics else {}
-    print(plot_curves(dict(zip(labels, args.work_dirs)), args.out, **options))
+    print(plot_curves(dict(zip(labels, args.work_dirs)), args.out, args.metrics or METRICS))
 
 
 if __name__ == '__main__':

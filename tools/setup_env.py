@@ -134,7 +134,7 @@ def check_system() -> None:
     if missing:
         stop(f'system packages are missing. Install them with\n    apt-get install -y {" ".join(missing)}')
     free, needed = shutil.disk_usage(ROOT).free / 2**30, 4 if STACK == 'default' else 10
-    if free < needed:
+    if free < needed and not STAMP.exists():  # what is installed already needs no room
         stop(f'{free:.1f} GiB are free under {ROOT}; {needed} GiB are needed')
 
 
@@ -172,6 +172,12 @@ def ask(code: str) -> str:
     return subprocess.run(
         [str(PYTHON), '-c', code], text=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
     ).stdout.strip()
+
+
+def check_old_python() -> None:
+    old, new = ask('import platform; print(platform.python_version())') if PYTHON.exists() else '', sys.version_info
+    if old and old.split('.')[:2] != [str(new.major), str(new.minor)]:
+        stop(f'{VENV.name} is of Python {old}, not {platform.python_version()}: remove it, and run the same again')
 
 
 def install_torch() -> None:
@@ -256,6 +262,7 @@ def main() -> None:
     with locked(ROOT / f'{VENV.name}.lock'):
         if is_done():
             return
+        check_old_python()
         say(f'making {VENV.name} with Python {platform.python_version()}')
         if not ask('import pip; print(1)') if PYTHON.exists() else True:
             run(
@@ -287,3 +294,5 @@ if __name__ == '__main__':
         main()
     except KeyboardInterrupt:
         stop('interrupted; the same command goes on from here')
+    except OSError as error:
+        stop(f'{error} (RKAN_WHEEL_CACHE=FOLDER keeps the wheel elsewhere than in {CACHE})')

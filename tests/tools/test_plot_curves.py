@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from rkan_mmdet.plot import read_scalars
+from rkan_mmdet.plot import plot_curves, read_scalars
 
 ROOT = Path(__file__).parents[2]
 
@@ -37,10 +37,20 @@ def test_two_runs(runs: list, tmp_path: Path) -> None:
     result = call(*runs, '--out', str(out), '--labels', 'ResNet', 'RKANet')
     assert result.returncode == 0, result.stderr
     text = out.read_text()
-    assert all(
-        f'<!-- {word} -->' in text for word in ('ResNet', 'RKANet', 'loss', 'coco/bbox\\_mAP') if '_' not in word
-    )
+    assert all(f'<!-- {word} -->' in text for word in ('ResNet', 'RKANet', 'loss', 'coco/bbox_mAP', 'epoch'))
     assert text.count('<!-- ResNet -->') == 2  # the legend of the loss and of the AP
+
+
+def test_iterations_and_the_metric_of_voc(tmp_path: Path) -> None:
+    folder = tmp_path / 'run' / '1' / 'vis_data'
+    folder.mkdir(parents=True)
+    rows = [dict(loss=1 / i, iter=i, step=i) for i in range(1, 6)] + [{'pascal_voc/mAP': 0.5, 'step': 5}]
+    (folder / 'scalars.json').write_text('\n'.join(map(json.dumps, rows)))
+    text = plot_curves([tmp_path / 'run'], tmp_path / 'curves.svg').read_text()
+    assert '<!-- iteration -->' in text
+    assert '<!-- epoch -->' not in text
+    assert '<!-- pascal_voc/mAP -->' in text
+    assert dict(read_scalars(tmp_path / 'run')['pascal_voc/mAP']) == {5: 0.5}
 
 
 @pytest.mark.slow

@@ -2,8 +2,12 @@
 
 import importlib.util
 import os
+import platform
+import shutil
+import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -51,6 +55,47 @@ def test_a_python_that_the_default_stack_can_not_have(
     monkeypatch.setattr(sys, 'version_info', version)
     with pytest.raises(SystemExit, match=message):
         setup_env.check_system()
+
+
+@pytest.mark.parametrize('finished', [False, True])
+def test_room_is_asked_for_before_the_first_set_up_alone(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, finished: bool
+) -> None:
+    monkeypatch.setattr(setup_env.shutil, 'disk_usage', lambda path: SimpleNamespace(free=2**30))
+    monkeypatch.setattr(setup_env, 'STAMP', tmp_path / 'stamp')
+    if finished:
+        setup_env.STAMP.touch()
+        setup_env.check_system()
+    else:
+        with pytest.raises(SystemExit, match=r'1\.0 GiB are free under .*; 4 GiB are needed'):
+            setup_env.check_system()
+
+
+@pytest.mark.parametrize('version', ['3.77.1', platform.python_version()])
+def test_an_environment_of_another_python(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, version: str) -> None:
+    monkeypatch.setattr(setup_env, 'PYTHON', tmp_path / 'python')
+    setup_env.check_old_python()  # there is none
+    setup_env.PYTHON.write_text(f'#!/bin/sh\necho {version}\n')
+    setup_env.PYTHON.chmod(0o755)
+    if version == platform.python_version():
+        setup_env.check_old_python()
+    else:
+        with pytest.raises(SystemExit, match=r'is of Python 3\.77\.1, not .*: remove it'):
+            setup_env.check_old_python()
+
+
+def test_a_cache_that_can_not_be_written(tmp_path: Path) -> None:
+    checkout = tmp_path / 'checkout'
+    (checkout / 'tools').mkdir(parents=True)
+    for name in ('tools/setup_env.py', 'requirements.txt', 'pyproject.toml'):
+        shutil.copy(ROOT / name, checkout / name)
+    (checkout / '.venv.lock').mkdir()  # a folder, so that root is refused too
+    command = [sys.executable, str(checkout / 'tools/setup_env.py')]
+    done = subprocess.run(command, text=True, stderr=subprocess.PIPE, env=dict(os.environ, RKAN_STACK=''))
+    assert done.returncode == 1
+    assert done.stderr.startswith('[setup] stopped: ')
+    assert 'RKAN_WHEEL_CACHE=FOLDER' in done.stderr
+    assert 'Traceback' not in done.stderr
 
 
 @pytest.mark.parametrize('stack', setup_env.STACKS)
