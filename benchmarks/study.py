@@ -41,14 +41,16 @@ ARMS = {
     'rkan-tuned': dict(stage_with_rkan=STAGE_4, rkan=dict(zero_init=True)),
     'adapter': dict(stage_with_rkan=STAGE_4, frozen_stages=4, rkan=dict(zero_init=True, adapter=True)),
 }
-# Degree, basis and stage, at half the iterations (`shapes-short`), with the two arms that they are compared with.
+# Degree, basis (polynomials of the degrees of `rkan`) and stage, at half the iterations (`shapes-short`), with the two
+# arms that they are compared with.
 ABLATION = {
     'plain': {},
     'rkan': dict(stage_with_rkan=STAGE_4),
     **{f'degree-{d}': dict(stage_with_rkan=STAGE_4, rkan=dict(basis=dict(type='Chebyshev', degree=d))) for d in (1, 5)},
     **{
-        basis.lower(): dict(stage_with_rkan=STAGE_4, rkan=dict(basis=dict(type=basis)))
-        for basis in ('Legendre', 'Jacobi', 'Hermite', 'RBF', 'BSpline')
+        name.lower(): dict(stage_with_rkan=STAGE_4, rkan=dict(basis=dict(type=name, **options)))
+        for names, options in ((('Legendre', 'Jacobi', 'Hermite'), dict(degree=(3, 2))), (('RBF', 'BSpline'), {}))
+        for name in names
     },
     **{f'stage-{i + 1}': dict(stage_with_rkan=tuple(j == i for j in range(4))) for i in range(3)},
 }
