@@ -219,7 +219,11 @@ def _listed(value: Any) -> list:
 
 
 def _data_help(path: str | Path) -> str:
-    fetch = ', or fetch COCO 2017 with `python tools/download_coco.py`' * ('2017' in str(path))
+    fetch = ''
+    if 'semi_anns' in str(path):
+        fetch = ", or draw these annotations with MMDetection's split_coco.py (configs/lowdata/README.md)"
+    elif '2017' in str(path):
+        fetch = ', or fetch COCO 2017 with `python tools/download_coco.py`'
     return f'name the folder of your data with --cfg-options data_root=DIR or MMDET_DATASETS=DIR{fetch}'
 
 

@@ -90,6 +90,9 @@ def test_missing_data_is_named(shapes_root: str) -> None:
         UserError, match=r'instances_train2017\.json of train_dataloader does not exist; name the folder'
     ):
         check_config(load(COCO, data_root='/nowhere'), ('train_dataloader',), loads_weights=False)
+    draw = str(ROOT / 'configs/lowdata/mask-rcnn_rkan-r50_fpn_coco-1pct-s1.py')
+    with pytest.raises(UserError, match=r'train2017\.1@1\.json of .* does not exist; .*, or draw these annotations'):
+        check_config(load(draw, data_root='/nowhere'), ('train_dataloader',), loads_weights=False)
     cfg = load(DEMO, data_root=shapes_root)
     check_config(cfg, ('train_dataloader', 'val_dataloader'), loads_weights=True)
     cfg.val_evaluator.ann_file = '/nowhere.json'

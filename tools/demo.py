@@ -71,7 +71,7 @@ The COCO figures are above. See also
 Next
   the data        {data}/ is a COCO-format set: put yours in its place with --cfg-options data_root=DIR
   the detector    {CONFIG}
-  real COCO       python tools/train.py configs/rkan/mask-rcnn_rkan-r50_fpn_1x_coco.py""")
+  real COCO       python tools/train.py configs/rkan/mask-rcnn_rkan-r50_fpn_1x_coco.py --auto-scale-lr""")
 
 
 if __name__ == '__main__':
