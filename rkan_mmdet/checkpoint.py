@@ -296,18 +296,14 @@ def read_training_state(path: str | Path) -> dict[str, Any]:
     return checkpoint
 
 
-def find_training_state(work_dir: str | Path) -> tuple[str, dict[str, Any]] | None:
-    """The last checkpoint in a work directory that is whole; each that is torn is named on stderr.
+def list_checkpoints(work_dir: str | Path) -> list[Path]:
+    """The checkpoints of a training, the last first.
 
     Args:
         work_dir (str or Path): Where MMEngine's ``last_checkpoint`` and checkpoints are.
 
     Returns:
-        tuple[str, dict] or None: Its path and what it holds; None if there is no checkpoint.
-
-    Raises:
-        TornCheckpointError: There are checkpoints, and none is whole.
-        UnsafeCheckpointError: The one that would be used asks for code.
+        list[Path]: Without the best ones that hooks have kept.
     """
     work_dir = Path(work_dir)
     pointer = work_dir / 'last_checkpoint'
@@ -323,8 +319,24 @@ def find_training_state(work_dir: str | Path) -> tuple[str, dict[str, Any]] | No
     files.sort(key=lambda path: path.stat().st_mtime_ns, reverse=True)
     if name:
         files = [own if own.is_file() else Path(name), *files]
+    return list(dict.fromkeys(path.resolve() for path in files if path.is_file()))
+
+
+def find_training_state(work_dir: str | Path) -> tuple[str, dict[str, Any]] | None:
+    """The last checkpoint in a work directory that is whole; each that is torn is named on stderr.
+
+    Args:
+        work_dir (str or Path): Where MMEngine's ``last_checkpoint`` and checkpoints are.
+
+    Returns:
+        tuple[str, dict] or None: Its path and what it holds; None if there is no checkpoint.
+
+    Raises:
+        TornCheckpointError: There are checkpoints, and none is whole.
+        UnsafeCheckpointError: The one that would be used asks for code.
+    """
     torn = []
-    for path in dict.fromkeys(path.resolve() for path in files if path.is_file()):
+    for path in list_checkpoints(work_dir):
         try:
             checkpoint = read_training_state(path)
         except TornCheckpointError as error:

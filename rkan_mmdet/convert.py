@@ -202,7 +202,7 @@ def from_plain(state_dict: Mapping[str, Tensor], model: nn.Module) -> dict[str, 
         dict[str, Tensor]: A state dict for ``model``, which then computes what the plain detector does.
 
     Raises:
-        ValueError: A path does not start at zero, or the two differ in more than paths.
+        ValueError: A path does not start at zero, the checkpoint has paths, or the two differ in more than paths.
     """
     paths = {name: m for name, m in model.named_modules() if isinstance(m, ResidualPath)}
     if not paths:
@@ -210,8 +210,11 @@ def from_plain(state_dict: Mapping[str, Tensor], model: nn.Module) -> dict[str, 
     for name, path in paths.items():
         if not path.zero_init:
             raise ValueError(f'{name} does not start at zero: set rkan=dict(zero_init=True) in the config')
-    target = model.state_dict()
-    missing = [k for k in target if k not in state_dict and not k.startswith(tuple(f'{name}.' for name in paths))]
+    target, prefixes = model.state_dict(), tuple(f'{name}.' for name in paths)
+    there = [key for key in state_dict if key.startswith(prefixes)]
+    if there:
+        raise ValueError(f'the checkpoint has residual paths already: {", ".join(there[:5])}')
+    missing = [key for key in target if key not in state_dict and not key.startswith(prefixes)]
     left = [key for key in state_dict if key not in target]
     if missing or left:
         raise ValueError(

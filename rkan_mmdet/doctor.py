@@ -134,6 +134,8 @@ def _backend(name: str) -> Finding:
         conv = KANConv2d(20, stride=2).to(device)
         x = torch.randn(2, 20, 9, 11, device=device)
         reason = can_run(name, x=x)
+        if 'could not be built' in reason and 'none was found' not in reason:
+            raise RuntimeError(reason)
         if reason:
             return f'not used here: {reason}'
         results = []

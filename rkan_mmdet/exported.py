@@ -124,6 +124,11 @@ class Difference(NamedTuple):
     score: float = 0.0
     mask: float = 0.0
 
+    @property
+    def few_missing(self) -> bool:
+        """Whether those may be near ties, which draw others after them; most are found again in any case."""
+        return self.missing <= max(min(4 + 0.05 * self.detections, self.detections - 1), 0)
+
     def join(self, other: Difference) -> Difference:
         """The difference over both."""
         return Difference(self[0] + other[0], self[1] + other[1], *map(max, self[2:], other[2:]))

@@ -29,7 +29,7 @@ from .checkpoint import (
     torchvision_addresses,
     weights_of,
 )
-from .data.guard import DataError, guard
+from .data.guard import DataError, GuardHook, guard
 from .data.quick_check import check_coco
 
 
@@ -429,7 +429,8 @@ def load_exactly(model: torch.nn.Module, state: dict[str, torch.Tensor], path: s
         missing, unexpected = model.load_state_dict(named, strict=False)
     except RuntimeError as error:
         shapes = re.findall(r'size mismatch for ([^:]+):', str(error)) or [str(error).splitlines()[-1].strip()]
-    broken = [name for name, value in model.named_parameters() if not bool(value.isfinite().all())]
+    state = model.state_dict()  # statistics of norms too
+    broken = [name for name, value in state.items() if torch.is_tensor(value) and not bool(value.isfinite().all())]
     faults = [
         listed(broken, 'weights in it are NaN or infinite'),
         listed(missing, 'weights of the detector are not in it'),
@@ -552,6 +553,7 @@ def make_runner(cfg: Config, loops: tuple[str, ...] = ()) -> Any:
             loop = getattr(runner, f'{name}_loop')  # made when it is first asked for
             if loop is not None:
                 guard(loop.dataloader.dataset)
+        runner.register_hook(GuardHook())
     except (UserError, CheckpointError):
         raise
     except Exception as error:  # an option that a class does not know, a class that no registry knows, ...

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import contextlib
 import itertools
 import json
 import os
@@ -299,6 +300,7 @@ def predict(
     pictures = _Pictures(partial / 'vis', source.fps)
     images: list[dict[str, Any]] = []
     unreadable: list[str] = []
+    placed: list[str] = []
     known = detections = 0
     try:
         with (partial / 'predictions.json').open('w') as results, Progress(*columns, console=console) as progress:
@@ -343,10 +345,14 @@ def predict(
         for name in OUTPUTS:
             if (partial / name).exists():
                 os.replace(partial / name, out / name)
+                placed.append(name)
     except BaseException:
+        for name in placed:
+            os.replace(out / name, partial / name)
         shutil.rmtree(partial, ignore_errors=True)
         for folder in made:
-            folder.rmdir()
+            with contextlib.suppress(OSError):  # another program wrote there
+                folder.rmdir()
         raise
     partial.rmdir()
     return Report(len(images), known, detections, unreadable)

@@ -34,9 +34,10 @@ def _seed() -> None:
 @pytest.fixture
 def nan_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """New memory holds NaN, so that what a kernel leaves unwritten shows."""
-    empty, empty_like = torch.empty, torch.empty_like
+    empty, empty_like, new_empty = torch.empty, torch.empty_like, torch.Tensor.new_empty
     monkeypatch.setattr(torch, 'empty', lambda *a, **k: empty(*a, **k).fill_(float('nan')))
     monkeypatch.setattr(torch, 'empty_like', lambda *a, **k: empty_like(*a, **k).fill_(float('nan')))
+    monkeypatch.setattr(torch.Tensor, 'new_empty', lambda *a, **k: new_empty(*a, **k).fill_(float('nan')))
 
 
 @pytest.fixture(scope='session')

@@ -107,5 +107,7 @@ def test_from_plain() -> None:
         from_plain(plain.state_dict(), RKANResNet(34, rkan=dict(zero_init=True)))
     with pytest.raises(ValueError, match=r'left over layer1\.2'):
         from_plain(ResNet(34).state_dict(), model)
+    with pytest.raises(ValueError, match=r'has residual paths already: layer4\.rkan'):
+        from_plain(model.state_dict(), model)
     with pytest.raises(ValueError, match=r'conv1\.weight is \(64, 4, 7, 7\) in the checkpoint'):
         from_plain(ResNet(18, in_channels=4).state_dict(), model)

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from rkan_mmdet import doctor
+from rkan_mmdet.ops import cpp_kan_conv
 
 ROOT = Path(__file__).parents[1]
 FORK = bool(doctor._installed('onedl-mmengine'))
@@ -72,6 +73,21 @@ def test_a_backend_that_differs_is_found() -> None:
     out = subprocess.run([sys.executable, '-W', 'ignore', '-c', code], capture_output=True, text=True, cwd=ROOT).stdout
     assert 'ok=False' in out
     assert 'differs from the reference' in out
+
+
+def test_kernels_that_do_not_build(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr('torch.cuda.is_available', lambda: False)
+    monkeypatch.setattr(cpp_kan_conv, 'SOURCE', tmp_path / 'kan_conv.cpp')
+    monkeypatch.setattr(cpp_kan_conv, 'why_not', lambda: cpp_kan_conv._load.__wrapped__()[1])
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
+    cpp_kan_conv.SOURCE.write_text('an error')
+    finding = doctor._backend('cpp')
+    assert not finding.ok
+    assert 'could not be built' in finding.text
+    monkeypatch.setenv('PATH', str(tmp_path))
+    finding = doctor._backend('cpp')
+    assert finding.ok
+    assert finding.text.endswith('a C++ compiler (g++) is needed, and none was found')
 
 
 @pytest.mark.parametrize(('gpu', 'compiled', 'ok'), [(1, 'not available', 0), (1, '13.0', 1), (0, 'not available', 1)])

@@ -14,6 +14,7 @@ from rkan_mmdet.backbones import ResidualPath, RKANResNet
 from rkan_mmdet.deploy import DeployedDetector, _batched_nms, _pool
 from rkan_mmdet.export import export_program, write_onnx
 from rkan_mmdet.exported import (
+    Difference,
     ExportedDetector,
     PaddedDetector,
     check_fits,
@@ -348,3 +349,11 @@ def test_sizes() -> None:
     with pytest.raises(UserError, match='is 64x64 after the test pipeline and does not fit a file of 32x64'):
         check_fits(random_batch((64, 64), 1)['data_samples'][0], (32, 64))
     check_fits(random_batch((64, 64), 1)['data_samples'][0], (64, 96))
+
+
+@pytest.mark.parametrize(
+    ('detections', 'missing', 'few'),
+    [(0, 0, 1), (0, 1, 0), (1, 0, 1), (1, 1, 0), (3, 2, 1), (3, 3, 0), (40, 6, 1), (40, 7, 0), (700, 39, 1)],
+)
+def test_most_detections_are_found_again(detections: int, missing: int, few: int) -> None:
+    assert Difference(detections, missing).few_missing == bool(few)

@@ -19,7 +19,7 @@ from mmengine.registry import init_default_scope
 from rkan_mmdet.backbones import RKANResNet
 from rkan_mmdet.data.guard import DataError, GuardedPipeline, guard
 from rkan_mmdet.hooks import FiniteHook
-from rkan_mmdet.launch import UserError, check_config, read_config
+from rkan_mmdet.launch import UserError, check_config, make_runner, read_config
 
 ROOT = Path(__file__).parents[1]
 DEMO = str(ROOT / 'configs/demo/mask-rcnn_rkan-r18_fpn_shapes.py')
@@ -280,3 +280,18 @@ def test_more_classes_than_annotated(model_of: Callable, shapes_root: str, tmp_p
     cfg.train_dataloader.dataset.metainfo.classes = ('never', *CLASSES)
     with pytest.raises(UserError, match='every class would get a wrong name'):
         check_config_of_train(cfg)
+
+
+def test_a_pipeline_that_is_switched_is_guarded_too(shapes_root: str, tmp_path: Path) -> None:
+    cfg = read_config(DEMO, dict(data_root=shapes_root, work_dir=str(tmp_path), launcher='none'))
+    steps = cfg.train_dataloader.dataset.pipeline
+    cfg.custom_hooks = [dict(type='mmdet.PipelineSwitchHook', switch_epoch=0, switch_pipeline=steps[:1])]
+    runner = make_runner(cfg, ('train',))
+    dataset = runner.train_dataloader.dataset
+    before = dataset.pipeline
+    for hook in runner.hooks:
+        if type(hook).__name__ in ('PipelineSwitchHook', 'GuardHook'):
+            hook.before_train_epoch(runner)
+    assert isinstance(before, GuardedPipeline)
+    assert isinstance(dataset.pipeline, GuardedPipeline)
+    assert len(dataset.pipeline.transforms) == 1

@@ -155,10 +155,7 @@ def check_detector(args: argparse.Namespace, cfg: Config, model: nn.Module, file
         print('nothing was detected, so that nothing was compared: name a lower --score-thr, or the data')
     for name, value in metrics.get('PyTorch', {}).items():
         print(f'{name}: PyTorch {value:.3f}, ONNX {metrics["ONNX"][name]:.3f}')
-    allowed = 4 + 0.05 * difference.detections  # of near ties one or the other wins, and draws others after it
-    if difference.missing > min(allowed, difference.detections) or any(
-        getattr(difference, k) > v for k, v in TOLERANCE.items()
-    ):
+    if not difference.few_missing or any(getattr(difference, k) > v for k, v in TOLERANCE.items()):
         raise RuntimeError(f'the file differs from PyTorch by more than rounding: {difference}')
     if any(abs(value - metrics['ONNX'][name]) > AP_TOLERANCE for name, value in metrics.get('PyTorch', {}).items()):
         raise RuntimeError(f'a metric of the file differs from PyTorch by more than {AP_TOLERANCE}')

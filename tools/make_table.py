@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Optional
 
 import torch
-from mmengine.runner import find_latest_checkpoint
 from rich.progress import track
 
+from rkan_mmdet.checkpoint import list_checkpoints
 from rkan_mmdet.launch import UserError, read_config, run_tool
 from rkan_mmdet.plot import read_scalars
 from rkan_mmdet.speed import build_detector, count_parameters, predict, quartiles, random_batch, time_in_turn
@@ -97,9 +97,9 @@ def make_row(config: Path, args: argparse.Namespace, metrics: dict) -> dict:
     row = dict(model=split_name(config)[1], config=config.stem)
     row.update(read_run(args.work_dirs / config.stem, cfg.train_cfg.get('max_epochs', 0), args.best, metrics))
     row['parameters'] = count_parameters(build_detector(cfg))
-    checkpoint = args.fps and find_latest_checkpoint(str(args.work_dirs / config.stem))
-    if checkpoint:  # random weights find nothing, and what finds nothing is fast
-        row['FPS'] = round(measure_fps(config, checkpoint, args.fps), 2)
+    checkpoints = list_checkpoints(args.work_dirs / config.stem) if args.fps else []
+    if checkpoints:  # random weights find nothing, and what finds nothing is fast
+        row['FPS'] = round(measure_fps(config, str(checkpoints[0]), args.fps), 2)
     if row['model'] in AUTHORS and config.stem == f'mask-rcnn_{row["model"]}_fpn_authors-1x_coco':
         row['authors'] = dict(zip((*METRICS, 'FPS'), AUTHORS[row['model']]))
     return row

@@ -191,7 +191,7 @@ class ResidualPath(BaseModule):
                 options = dict(stride=stride, padding=1, groups=in_channels, bias=False)
                 try:
                     conv = build_conv_layer(conv_cfg, in_channels, in_channels * kernels, 3, **options)
-                except (KeyError, TypeError) as error:
+                except Exception as error:  # of a layer of the user's choice
                     raise ValueError(f'conv_cfg={conv_cfg!r} gives no depthwise convolution: {error}') from None
                 _try(f'conv_cfg={conv_cfg!r}', conv, in_channels, in_channels * kernels, stride)
                 return conv
@@ -239,6 +239,9 @@ class ResidualPath(BaseModule):
         for module in self.modules():
             if module is not self and hasattr(module, 'reset_parameters'):
                 module.reset_parameters()
+        for conv in (self.kan_conv1, self.kan_conv2):
+            for name in ('init_weights', 'init_offset'):  # of deformable convolutions, whose offsets start at zero
+                getattr(conv, name, lambda: None)()
         if self.zero_init:
             self.zero_()
         self._is_init = True
@@ -287,7 +290,7 @@ def _build_norm(norm_cfg: dict[str, Any], channels: int) -> nn.Module:
         check_float("norm_cfg['momentum']", norm_cfg['momentum'], -1)
     try:
         norm = build_norm_layer(norm_cfg, channels)[1]
-    except (KeyError, ValueError, AssertionError) as error:
+    except Exception as error:  # of a layer of the user's choice
         raise ValueError(f'norm_cfg={norm_cfg!r} gives no norm layer for {channels} channels: {error}') from None
     _try(f'norm_cfg={norm_cfg!r}', norm, channels, channels, 1)
     return norm

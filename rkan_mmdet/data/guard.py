@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
+from mmengine.hooks import Hook
 from PIL import Image
 
 # What the last bytes of a whole file hold; OpenCV fills in grey for what is missing of a JPEG.
@@ -65,3 +66,12 @@ def guard(dataset: Any) -> None:
             guard(inner)
     if callable(getattr(dataset, 'pipeline', None)) and not isinstance(dataset.pipeline, GuardedPipeline):
         dataset.pipeline = GuardedPipeline(dataset.pipeline)
+
+
+class GuardHook(Hook):
+    """Guards what MMDetection's ``PipelineSwitchHook`` has put in a pipeline's place."""
+
+    priority = 'LOWEST'
+
+    def before_train_epoch(self, runner: Any) -> None:
+        guard(runner.train_dataloader.dataset)

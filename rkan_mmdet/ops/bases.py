@@ -6,6 +6,7 @@ with ``@BASES.register`` and name it in a config as ``basis=dict(type='YourClass
 
 from __future__ import annotations
 
+import inspect
 import math
 from typing import Any, ClassVar
 
@@ -67,8 +68,8 @@ class Basis:
 
     @classmethod
     def _options(cls) -> tuple[str, ...]:
-        code = cls.__init__.__code__
-        return code.co_varnames[1 : code.co_argcount + code.co_kwonlyargcount]
+        parameters = inspect.signature(cls).parameters.values()
+        return tuple(p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD))
 
 
 class _Registry(dict):

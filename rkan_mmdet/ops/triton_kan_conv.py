@@ -31,7 +31,7 @@ _PROGRAMS = 16 * 132
 def _tanh(x):
     # 1 - 2 e / (1 + e) loses digits near 0, where the series is exact to fp32
     square = x * x
-    series = x * (1 + square * (-1.0 / 3 + square * (2.0 / 15 - square * (17.0 / 315))))
+    series = x * (1 + square * (-1.0 / 3 + square * (2.0 / 15 + square * (-17.0 / 315 + square * (62.0 / 2835)))))
     e = tl.exp2(-2.8853900817779268 * tl.abs(x))  # 2 / log(2)
     ratio = 1 - 2 * e / (1 + e)
     return tl.where(square < 0.0625, series, tl.where(x < 0, -ratio, ratio))

@@ -161,3 +161,14 @@ def test_norm_eval_is_the_paths_own() -> None:
 def test_bad_arguments_are_named(options: dict, error: type, message: str) -> None:
     with pytest.raises(error, match=message):
         ResidualPath(16, 32, **options)
+
+
+@pytest.mark.parametrize('conv', ['DCN', 'DCNv2'])
+def test_offsets_of_deformable_convolutions_start_at_zero(conv: str) -> None:
+    path = ResidualPath(16, 32, conv_cfg=dict(type=conv), is_last=True)
+    for module in (path.kan_conv1, path.kan_conv2):
+        torch.nn.init.normal_(module.conv_offset.weight)  # as a backbone's init_cfg does
+    path.init_weights()
+    for module in (path.kan_conv1, path.kan_conv2):
+        assert not module.conv_offset.weight.any()
+        assert module.weight.any()

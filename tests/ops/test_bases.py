@@ -100,6 +100,22 @@ def test_a_basis_of_the_user_is_one_class() -> None:
         del BASES['Sines']
 
 
+def test_a_basis_without_options() -> None:
+    @BASES.register
+    class Square(Basis):
+        num_functions = 1
+
+        def values(self, u: torch.Tensor) -> list:
+            return [u**2]
+
+    try:
+        assert repr(build_basis(dict(type='Square'))) == 'Square()'
+        with pytest.raises(TypeError, match="basis 'Square' has no option 'count'; it takes none"):
+            build_basis(dict(type='Square', count=3))
+    finally:
+        del BASES['Square']
+
+
 def test_polynomials_of_the_user_are_their_recurrence() -> None:
     class Powers(Polynomial):
         on_domain = False

@@ -37,6 +37,13 @@ def assert_same(actual: dict, expected: dict, tolerance: float) -> None:
         assert error <= tolerance, f'{name} differs by {error:.1e}'
 
 
+def assert_rounded_once(half: dict, single: dict, dtype: torch.dtype, units: float = 0) -> None:
+    """Of the same numbers: what is of the input's type is rounded once, gradients of the weights are not at all."""
+    for name, value in single.items():
+        expected, rtol = (value.to(dtype), units * torch.finfo(dtype).eps) if name in ('output', 'x') else (value, 1e-6)
+        torch.testing.assert_close(half[name], expected, rtol=rtol, atol=1e-7, msg=name)
+
+
 @st.composite
 def cases(draw: st.DrawFn) -> tuple:
     pair = lambda low, high: st.tuples(st.integers(low, high), st.integers(low, high))  # noqa: E731

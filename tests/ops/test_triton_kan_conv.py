@@ -9,6 +9,8 @@ pytest.importorskip('triton', reason='triton is not installed')
 from rkan_mmdet.ops import KANConv2d, can_run, kan_conv2d
 from rkan_mmdet.ops.bases import Chebyshev
 
+from .test_kan_conv import assert_rounded_once, run
+
 pytestmark = pytest.mark.skipif(bool(can_run('triton')), reason=can_run('triton'))
 DEVICE = 'cuda' if torch.cuda.is_available() else 'cpu'
 CASES = [
@@ -17,15 +19,6 @@ CASES = [
     dict(basis=dict(type='Hermite', degree=1), kernel_size=(1, 2), padding=0, stride=(2, 3)),
     dict(basis=dict(type='Jacobi', degree=5), kernel_size=(3, 2), padding=(2, 1), dilation=(2, 1), stride=(1, 2)),
 ]
-
-
-def run(conv: KANConv2d, x: torch.Tensor, upstream: torch.Tensor, backend: str) -> dict:
-    conv.backend = backend
-    conv.zero_grad()
-    leaf = x.clone().requires_grad_()
-    y = conv(leaf)
-    y.backward(upstream)
-    return dict(output=y.detach(), x=leaf.grad, **{name: p.grad.clone() for name, p in conv.named_parameters()})
 
 
 @pytest.mark.parametrize('memory_format', [torch.contiguous_format, torch.channels_last], ids=['nchw', 'last'])
@@ -50,11 +43,8 @@ def test_half_precision_is_rounded_once(dtype: torch.dtype) -> None:
     x = (2 * torch.randn(1, 3, 6, 7, device=DEVICE)).to(dtype)
     x[0, 0, 0, :4] = torch.tensor([1e4, -1e4, 0.0, 1e-4])
     upstream = torch.randn(1, 3, 3, 4, device=DEVICE).to(dtype)
-    fast, slow = (run(conv, x, upstream, backend) for backend in ('triton', 'eager'))
-    for name, value in slow.items():
-        assert fast[name].isfinite().all()
-        assert fast[name].dtype == value.dtype
-        torch.testing.assert_close(fast[name], value, rtol=2 * torch.finfo(dtype).eps, atol=1e-4, msg=name)
+    half, single = run(conv, x, upstream, 'triton'), run(conv, x.float(), upstream.float(), 'triton')
+    assert_rounded_once(half, single, dtype, units=0 if DEVICE == 'cuda' else 1)  # the interpreter cuts bfloat16 off
 
 
 def test_weight_gradients_are_the_same_every_time() -> None:
@@ -129,8 +119,7 @@ def test_its_tanh_is_exact() -> None:
         kernel_size=1, padding=0, backend='triton',
     ).flatten().cpu()  # fmt: skip
     expected = x.double().tanh()
-    assert (u - expected).abs().max() < 3e-7
-    assert ((u - expected) / expected)[expected != 0].abs().max() < 2e-6
+    assert ((u - expected) / expected)[expected != 0].abs().max() < 5e-7  # 4 units
 
 
 def test_its_multiply_adds_are_counted() -> None:

@@ -161,7 +161,11 @@ def test_weights_of_another_model_are_not_resumed(tool: Callable, shapes_root: s
     data = ['--cfg-options', f'data_root={shapes_root}']
     plain = {key: value for key, value in weights().items() if '.rkan.' not in key}
     broken = {key: value * float('nan') if value.is_floating_point() else value for key, value in weights().items()}
-    for content, what in ((plain, 'weights of the detector are not in it'), (broken, 'are NaN or infinite')):
+    statistics = {key: value * float('nan') if 'running_var' in key else value for key, value in weights().items()}
+    for content, what in (
+        (plain, 'weights of the detector are not in it'), (broken, 'are NaN or infinite'),
+        (statistics, 'are NaN or infinite (backbone.bn1.running_var, '),
+    ):  # fmt: skip
         torch.save(dict(state, state_dict=content), tmp_path / 'epoch_1.pth')
         message = tool('train.py', DEMO, '--work-dir', tmp_path, '--resume', *data)
         assert 'does not fit the config' in message

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from rkan_mmdet.checkpoint import list_checkpoints
+
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.slow
 
@@ -31,6 +33,19 @@ def log(work_dir: Path, box: list, mask: list) -> None:
         for i, (b, m) in enumerate(zip(box, mask))
     ]
     (folder / 'scalars.json').write_text('\n'.join(map(json.dumps, rows)))
+
+
+def test_the_last_checkpoint_of_a_run_that_was_moved(tmp_path: Path) -> None:
+    old, new = tmp_path / 'old', tmp_path / 'new'
+    for folder in (old, new):
+        folder.mkdir()
+        (folder / 'epoch_2.pth').touch()
+        (folder / 'best_epoch_2.pth').touch()
+        (folder / 'last_checkpoint').write_text(str(old / 'epoch_2.pth'))
+    assert list_checkpoints(new) == [new / 'epoch_2.pth']
+    (new / 'epoch_2.pth').unlink()  # with the hook's out_dir they are elsewhere
+    assert list_checkpoints(new) == [old / 'epoch_2.pth']
+    assert list_checkpoints(tmp_path) == []
 
 
 def test_a_damaged_log_is_one_line(tmp_path: Path) -> None:

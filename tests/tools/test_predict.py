@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import runpy
 import shutil
 import subprocess
@@ -303,6 +304,20 @@ def test_nothing_is_overwritten_or_left_half_written(
     with monkeypatch.context() as patch:
         patch.setattr(Detector, 'draw', fail)
         for folder in (out, tmp_path / 'new'):
+            with pytest.raises(KeyboardInterrupt):
+                tool(image, '--out', folder)
+    replace, moves = os.replace, []
+
+    def fail_at_the_second(source: Path, target: Path) -> None:
+        moves.append(target)
+        if len(moves) == 2:
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    for folder in (out, tmp_path / 'new'):
+        moves.clear()
+        with monkeypatch.context() as patch:
+            patch.setattr(os, 'replace', fail_at_the_second)
             with pytest.raises(KeyboardInterrupt):
                 tool(image, '--out', folder)
     assert [p.name for p in out.iterdir()] == ['mine.txt']
