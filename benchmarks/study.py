@@ -41,16 +41,20 @@ ARMS = {
     'rkan-tuned': dict(stage_with_rkan=STAGE_4, rkan=dict(zero_init=True)),
     'adapter': dict(stage_with_rkan=STAGE_4, frozen_stages=4, rkan=dict(zero_init=True, adapter=True)),
 }
-# Degree, basis (polynomials of the degrees of `rkan`) and stage, at half the iterations (`shapes-short`), with the two
-# arms that they are compared with.
+# Degree, basis (with the authors' options) and stage, at half the iterations (`shapes-short`), compared with `rkan`.
 ABLATION = {
     'plain': {},
     'rkan': dict(stage_with_rkan=STAGE_4),
     **{f'degree-{d}': dict(stage_with_rkan=STAGE_4, rkan=dict(basis=dict(type='Chebyshev', degree=d))) for d in (1, 5)},
     **{
         name.lower(): dict(stage_with_rkan=STAGE_4, rkan=dict(basis=dict(type=name, **options)))
-        for names, options in ((('Legendre', 'Jacobi', 'Hermite'), dict(degree=(3, 2))), (('RBF', 'BSpline'), {}))
-        for name in names
+        for name, options in dict(
+            Legendre=dict(degree=(3, 2)),
+            Jacobi=dict(degree=(3, 2)),
+            Hermite=dict(degree=(3, 2)),
+            RBF=dict(grid_size=(3, 2)),
+            BSpline=dict(grid_size=(3, 2), order=(3, 2)),
+        ).items()
     },
     **{f'stage-{i + 1}': dict(stage_with_rkan=tuple(j == i for j in range(4))) for i in range(3)},
 }
@@ -243,6 +247,8 @@ def report() -> str:
         for arm in dict.fromkeys(run.arm for run in runs):
             rows = [results[run] for run in runs if run.arm == arm and tuple(run) in results]
             base = 'plain-tuned' if arm in TUNED else 'plain'
+            if data.endswith('-short') and arm not in MAIN:
+                base = 'rkan'
             cells = [arm if arm in (base, 'plain') else f'{arm} (to {base})', str(len(rows)) if rows else '']
             for metric in metrics:
                 values = [100 * row['coco'][metric] for row in rows]
