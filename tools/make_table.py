@@ -105,9 +105,30 @@ def make_row(config: Path, args: argparse.Namespace, metrics: dict) -> dict:
     return row
 
 
+def join_draws(rows: dict, metrics: dict) -> dict:
+    """The rows of draws of one set (``-s1``, ``-s2``, ...) as one, with the means of those that have run."""
+    groups: dict = {}
+    for config, row in rows.items():
+        groups.setdefault(re.sub(r'-s\d+$', '', config), []).append(row)
+    joined = {}
+    for config, group in groups.items():
+        if len(group) == 1:
+            joined[group[0]['config']] = group[0]
+            continue
+        runs = [row for row in group if 'epoch' in row]
+        row = dict(group[0], config=config, runs=runs, draws=[run['config'].rpartition('-')[2] for run in runs])
+        for name in (*metrics, 'FPS', 'epoch'):
+            row.pop(name, None)
+            values = [run[name] for run in runs if name in run]
+            if values:
+                row[name] = min(values) if name == 'epoch' else round(sum(values) / len(values), 2)
+        joined[config] = row
+    return joined
+
+
 def difference(row: dict, rows: dict, name: str) -> Optional[float]:
     base = rows.get(find_baseline(Path(row['config'])), {})
-    if base is row or name not in row or name not in base:
+    if base is row or name not in row or name not in base or row.get('draws') != base.get('draws'):
         return None
     return round(row[name] - base[name], 2)
 
@@ -119,6 +140,8 @@ def markdown(rows: dict, metrics: dict) -> str:
     models = [row['model'] for row in rows.values()]
     for row in rows.values():
         unfinished = f' (epoch {row["epoch"]} of {row["epochs"]})' if row.get('epoch', 0) < row.get('epochs', 0) else ''
+        if 'draws' in row:
+            unfinished = f', mean of {len(row["draws"])} draws{unfinished}'
         cells = [(row['model'] if models.count(row['model']) == 1 else row['config']) + unfinished]
         for name in names:
             change = difference(row, rows, name)
@@ -148,6 +171,7 @@ def main() -> None:
     rows = {}
     for config in track(configs, 'reading', transient=True):
         rows[config.stem] = make_row(config, args, metrics)
+    rows = join_draws(rows, metrics)
     for row in rows.values():
         row['difference'] = {name: difference(row, rows, name) for name in metrics if name in row}
     print(markdown(rows, metrics))

@@ -25,6 +25,10 @@ if ! [[ $gpus =~ ^[1-9][0-9]*$ ]]; then
     echo "error: GPUS must be a number of GPUs, but got $gpus" >&2
     exit 2
 fi
+options=$*
+if [ "$gpus" -gt 1 ]; then
+    options="GPUS=$gpus $*"
+fi
 trap 'exit 130' INT # torchrun ends as if it had failed, after which the next config would begin
 trap 'exit 143' TERM
 mkdir -p "$runs"
@@ -41,7 +45,7 @@ fi
 for config in "${chosen[@]}"; do
     run=$runs/$(basename "$config" .py)
     if [ -e "$run/done" ]; then
-        if [ "$(<"$run/done")" != "$*" ]; then
+        if [ "$(<"$run/done")" != "$options" ]; then
             echo "error: $run is done, but with other options ($(<"$run/done")): set WORK_DIRS to another folder" >&2
             exit 2
         fi
@@ -54,7 +58,7 @@ for config in "${chosen[@]}"; do
         train=(tools/dist_train.sh "$config" "$gpus")
     fi
     if PYTHON=$python "${train[@]}" --work-dir "$run" --resume --auto-scale-lr "$@"; then
-        echo "$*" >"$run/done"
+        echo "$options" >"$run/done"
     else
         failed+=("$config")
     fi

@@ -26,7 +26,7 @@ data_preprocessor = dict(
 
 train_pipeline = [
     dict(type='LoadImageFromFile'),
-    dict(type='RandomResizedCrop', scale=224),
+    dict(type='RandomResizedCrop', scale=224, backend='pillow'),  # against aliasing, as torchvision does
     dict(type='RandomFlip', prob=0.5, direction='horizontal'),
     # torchvision's RandAugment(num_ops=2, magnitude=9), whose magnitudes go from 0 to 30
     dict(
@@ -56,7 +56,7 @@ train_pipeline = [
 ]
 test_pipeline = [
     dict(type='LoadImageFromFile'),
-    dict(type='ResizeEdge', scale=256, edge='short'),
+    dict(type='ResizeEdge', scale=256, edge='short', backend='pillow'),
     dict(type='CenterCrop', crop_size=224),
     dict(type='PackInputs'),
 ]

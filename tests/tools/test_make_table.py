@@ -48,6 +48,21 @@ def test_the_last_checkpoint_of_a_run_that_was_moved(tmp_path: Path) -> None:
     assert list_checkpoints(tmp_path) == []
 
 
+def test_draws_are_joined(tmp_path: Path) -> None:
+    shape = 'mask-rcnn_{}_fpn_coco-5pct-s{}'
+    for model, draw, box in (('r50', 1, 0.10), ('r50', 2, 0.13), ('rkan-r50', 1, 0.11), ('rkan-r50', 2, 0.18)):
+        log(tmp_path / shape.format(model, draw), [box] * 12, [box / 2] * 12)
+    configs = [ROOT / 'configs/lowdata' / f'{shape.format(m, d)}.py' for m in ('r50', 'rkan-r50') for d in (1, 2, 3)]
+    done = run(*configs, '--work-dirs', tmp_path, '--json', tmp_path / 'table.json')
+    plain, rkan = (line for line in done.stdout.splitlines() if line.startswith('| r'))
+    assert plain.startswith('| r50, mean of 2 draws | 11.5 | 21.5 | 5.8 | 15.8 |')
+    assert rkan.startswith('| rkan-r50, mean of 2 draws | 14.5 (+3.0) | 24.5 (+3.0) | 7.2 (+1.5) |')
+    assert [len(row['runs']) for row in json.loads((tmp_path / 'table.json').read_text())] == [2, 2]
+
+    log(tmp_path / shape.format('rkan-r50', 3), [0.9] * 12, [0.9] * 12)  # no difference between unlike draws
+    assert '| rkan-r50, mean of 3 draws | 39.7 | ' in run(*configs, '--work-dirs', tmp_path).stdout
+
+
 def test_a_damaged_log_is_one_line(tmp_path: Path) -> None:
     config = ROOT / 'configs/demo/mask-rcnn_rkan-r18_fpn_shapes.py'
     log(tmp_path / config.stem, [], [])

@@ -48,6 +48,7 @@ def test_fail_go_on_skip(coco_root: Path, tmp_path: Path) -> None:
     other = reproduce(tmp_path, 'lowdata', **only)
     assert other.returncode == 2
     assert 'is done, but with other options (--cfg-options data_root=' in other.stderr
+    assert reproduce(tmp_path, 'lowdata', *small, **only, GPUS='2').returncode == 2, 'another batch'
 
 
 def test_bad_calls(tmp_path: Path) -> None:
