@@ -257,14 +257,21 @@ def weights_of(checkpoint: Any, path: str | Path) -> tuple[dict[str, torch.Tenso
     if not isinstance(state, dict) or not any(isinstance(value, torch.Tensor) for value in state.values()):
         raise CheckpointError(f'checkpoint {path} holds no weights')
     meta = checkpoint.get('meta') or {}
-    for what, part in (('its weights', state), ('meta', meta), ('dataset_meta', _dataset_meta(meta))):
+    for what, part in (('its weights', state), ('meta', meta), ('dataset_meta', dataset_meta_of(meta))):
         if not isinstance(part, dict) or not all(isinstance(key, str) for key in part):
             raise CheckpointError(f'checkpoint {path} is of no known form: {what} must be a dict whose keys are names')
     return state, meta
 
 
-def _dataset_meta(meta: Any) -> Any:
-    return (meta.get('dataset_meta') if isinstance(meta, dict) else None) or {}
+def dataset_meta_of(meta: Any) -> Any:
+    """What a checkpoint's ``meta`` says of the data set; of sets that were joined and differ, of the first."""
+    found = (meta.get('dataset_meta') if isinstance(meta, dict) else None) or {}
+    return found[0] if isinstance(found, list) else found
+
+
+def unsaved_buffers(model: torch.nn.Module) -> set[str]:
+    """Names of buffers that checkpoints no longer hold (older MMEngines saved the mean and std of images)."""
+    return {name for name, _ in model.named_buffers()} - set(model.state_dict())
 
 
 def read_training_state(path: str | Path) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .backbones import ResidualPath, probe_stage
+from .checkpoint import unsaved_buffers
 from .ops import KANConv2d
 from .ops.bases import RBF, BSpline, Polynomial
 
@@ -210,6 +211,8 @@ def from_plain(state_dict: Mapping[str, Tensor], model: nn.Module) -> dict[str, 
     for name, path in paths.items():
         if not path.zero_init:
             raise ValueError(f'{name} does not start at zero: set rkan=dict(zero_init=True) in the config')
+    unsaved = unsaved_buffers(model)
+    state_dict = {key: value for key, value in state_dict.items() if key not in unsaved}
     target, prefixes = model.state_dict(), tuple(f'{name}.' for name in paths)
     there = [key for key in state_dict if key.startswith(prefixes)]
     if there:

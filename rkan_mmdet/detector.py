@@ -13,6 +13,7 @@ import torch
 from mmcv.cnn import VGG
 from mmcv.transforms import Compose
 from mmdet.models import BaseDetector
+from mmdet.models.dense_heads import RPNHead
 from mmdet.models.roi_heads.mask_heads import FusedSemanticHead
 from mmdet.registry import DATASETS
 from mmdet.structures import DetDataSample
@@ -26,6 +27,7 @@ from PIL import Image, UnidentifiedImageError
 from pycocotools import mask as mask_utils
 from torch import nn
 
+from .checkpoint import dataset_meta_of
 from .launch import UserError, build_model, check_checkpoint, check_config, load_exactly
 
 
@@ -81,7 +83,7 @@ def _check_classes(model: nn.Module, classes: Any, source: str) -> tuple[str, ..
         raise UserError(f'{source} must name the classes in a tuple, but gives {classes!r}')
     for name, module in model.named_modules():
         # as MMDetection's NumClassCheckHook: these have classes of their own
-        own = name.endswith('rpn_head') or isinstance(module, (VGG, FusedSemanticHead))
+        own = 'rpn_head' in name.split('.') or isinstance(module, (RPNHead, VGG, FusedSemanticHead))
         heads = getattr(module, 'num_classes', len(classes))
         if not own and heads != len(classes):
             raise UserError(f'{source} names {len(classes)} classes, but {name} of the detector has {heads}')
@@ -135,7 +137,7 @@ class Detector:
             raise UserError(f'the config is of {type(model).__name__}, which is no detector of MMDetection')
         model = revert_sync_batchnorm(model)
         meta = load_weights(model, checkpoint)
-        trained_on = {key.lower(): value for key, value in (meta.get('dataset_meta') or meta).items()}
+        trained_on = {key.lower(): value for key, value in (dataset_meta_of(meta) or meta).items()}
         if trained_on.get('classes'):
             self.classes = _check_classes(model, trained_on['classes'], f'checkpoint {checkpoint}')
         else:

@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from .deploy import DeployedDetector
+from .speed import count_channels
 
 OPSET = 18
 
@@ -81,8 +82,7 @@ def _export(
 ) -> tuple[torch.export.ExportedProgram, dict[int, Any] | None, int]:
     """The program, its dynamic dimensions, and what height and width must be a multiple of."""
     module.eval()
-    channels = next(m for m in module.modules() if isinstance(m, nn.Conv2d)).in_channels
-    batch = 1
+    batch, channels = 1, count_channels(module)
     if (
         dynamic
     ):  # torch.export takes a 1 for a constant, of the highest level of a pyramid too: an image of many strides

@@ -162,10 +162,10 @@ def compare(expected: InstanceData, actual: InstanceData) -> Difference:
 
 
 def _test_pipeline(cfg: Config) -> list:
-    dataset = cfg.test_dataloader.dataset
-    while 'dataset' in dataset:
-        dataset = dataset.dataset
-    return dataset.pipeline
+    dataset = (cfg.get('test_dataloader') or {}).get('dataset') or {}
+    while 'dataset' in dataset or 'datasets' in dataset:
+        dataset = dataset['dataset'] if 'dataset' in dataset else dataset['datasets'][0]
+    return dataset.get('pipeline') or []
 
 
 def pipeline_size(cfg: Config) -> tuple[int, int]:

@@ -27,6 +27,7 @@ from .checkpoint import (
     read_checkpoint,
     read_training_state,
     torchvision_addresses,
+    unsaved_buffers,
     weights_of,
 )
 from .data.guard import DataError, GuardHook, guard
@@ -243,7 +244,9 @@ def _check_weights(source: str) -> None:
             'model.backbone.init_cfg.checkpoint=FILE, or start from scratch with model.backbone.init_cfg=None'
         )
     if '://' not in source:
-        check_checkpoint(source)
+        checkpoint = read_checkpoint(source)
+        inside = checkpoint.get('model') if isinstance(checkpoint, dict) else None  # Swin's own files, and PVT's
+        weights_of(inside if isinstance(inside, dict) else checkpoint, source)
 
 
 def _check_data(dataset: ConfigDict, loader: str, needs: tuple[str, ...]) -> None:
@@ -420,7 +423,9 @@ def load_exactly(model: torch.nn.Module, state: dict[str, torch.Tensor], path: s
     """
     while isinstance(getattr(model, 'module', None), torch.nn.Module):
         model = model.module
-    named = OrderedDict((re.sub(r'^module\.', '', name), value) for name, value in state.items())  # of DDP
+    renamed = [(re.sub(r'^module\.', '', name), value) for name, value in state.items()]  # of DDP
+    unsaved = unsaved_buffers(model)
+    named = OrderedDict((name, value) for name, value in renamed if name not in unsaved)
     named._metadata = getattr(state, '_metadata', OrderedDict())  # by it modules know weights of older versions
     missing: list[str] = []
     unexpected: list[str] = []
@@ -451,7 +456,7 @@ def reading_config() -> Iterator[None]:
     """Say in one line that a config has something of a kind that nobody looks for at that place."""
     try:
         yield
-    except (AttributeError, KeyError, TypeError, ValueError, ImportError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, ImportError, RuntimeError) as error:
         raise UserError(f'the config can not be used: {_one_line(error)}') from error
 
 
@@ -468,8 +473,11 @@ def start_training(runner: Any, state: dict[str, Any] | None = None) -> None:
     loop, begun = runner.train_loop, []
     if getattr(loop, 'val_interval', 1) < 1:
         raise UserError(f'train_cfg.val_interval must be at least 1, but is {loop.val_interval}')
-    run = loop.run
-    loop.run = lambda: begun.append(True) or run()
+    call_hook = runner.call_hook
+    runner.call_hook = lambda name, **options: (
+        name == 'before_train_epoch' and begun.append(1),
+        call_hook(name, **options),
+    )
     if isinstance(getattr(runner, 'model', None), torch.nn.Module):
         _check_fit(runner, state)
     try:
@@ -489,7 +497,8 @@ def _check_fit(runner: Any, state: dict[str, Any] | None) -> None:
         _check_scaled_lr(runner, state, path)
     elif path and '://' not in path:  # weights of a model that is like this one in part
         names = {re.sub(r'^module\.', '', name) for name in check_checkpoint(path)[0]}
-        if not names & {re.sub(r'^module\.', '', name) for name in runner.model.state_dict()}:
+        # a semi-supervised detector takes the weights of a plain one for both of its own
+        if not names & {re.sub(r'^(module\.|student\.|teacher\.)*', '', name) for name in runner.model.state_dict()}:
             raise UserError(f'checkpoint {path} does not fit the config: none of its weights is of the detector')
 
 
@@ -527,6 +536,17 @@ def build_model(cfg: Config, part: ConfigDict | None = None) -> torch.nn.Module:
         raise UserError(f'the model of the config can not be built: {_one_line(error)}') from error
 
 
+def backbone_of(model: torch.nn.Module) -> torch.nn.Module:
+    """The backbone of a detector.
+
+    Raises:
+        UserError: It has none of its own, as a semi-supervised detector, which is made of two.
+    """
+    if not hasattr(model, 'backbone'):
+        raise UserError(f'{type(model).__name__} has no backbone of its own: name the config of the detector within')
+    return model.backbone
+
+
 def make_runner(cfg: Config, loops: tuple[str, ...] = ()) -> Any:
     """The runner that the config asks for.
 
@@ -546,13 +566,22 @@ def make_runner(cfg: Config, loops: tuple[str, ...] = ()) -> Any:
 
     if cfg.launcher == 'pytorch' and not torch.cuda.is_available() and not is_distributed():
         torch.distributed.init_process_group('gloo')
-        cfg.setdefault('model_wrapper_cfg', dict(type='MMDistributedDataParallel', device_ids=None))
+        cfg.setdefault('model_wrapper_cfg', dict(
+            type='MMDistributedDataParallel', device_ids=None, broadcast_buffers=False,
+            find_unused_parameters=cfg.get('find_unused_parameters', False),
+        ))  # fmt: skip
     try:
         runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+        build = runner.build_dataloader
+
+        def build_guarded(*args: Any, **options: Any) -> Any:  # before an iteration-based loop starts its workers
+            loader = build(*args, **options)
+            guard(loader.dataset)
+            return loader
+
+        runner.build_dataloader = build_guarded
         for name in loops:
-            loop = getattr(runner, f'{name}_loop')  # made when it is first asked for
-            if loop is not None:
-                guard(loop.dataloader.dataset)
+            getattr(runner, f'{name}_loop')  # made when it is first asked for
         runner.register_hook(GuardHook())
     except (UserError, CheckpointError):
         raise

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -42,9 +43,17 @@ def read_scalars(work_dir: str | Path) -> dict[str, list[tuple[float, float]]]:
     curves: dict[str, dict[float, float]] = {}
     # iterations of an epoch; of all runs, since one that was killed within an epoch does not tell
     last = max((row['step'] / row['epoch'] for rows in runs for row in rows if row.get('epoch')), default=1) or 1
+    by_epoch = any('epoch' in row for rows in runs for row in rows)
+    reached = 0  # the iteration of the last training row
     for rows in runs:
-        # training rows count iterations and name the epoch they are in, validation rows count epochs
-        epochs = [row['step'] if 'epoch' not in row else row['step'] / last for row in rows]
+        epochs = []
+        for row in rows:
+            if 'loss' in row:
+                reached = row['step']
+            if 'epoch' in row:  # training rows count iterations and name the epoch they are in
+                epochs.append(row['step'] / last)
+            else:  # validation rows count epochs, which stay at 0 where training counts iterations
+                epochs.append(row['step'] if by_epoch else max(row['step'], reached))
         first = min((epoch for row, epoch in zip(rows, epochs) if 'loss' in row), default=math.inf)
         for points in curves.values():  # what an earlier run did beyond the point that this one began at is undone
             for epoch in [epoch for epoch in points if epoch >= first]:
@@ -188,7 +197,7 @@ def draw_predictions(
         for model, dataset in detectors:
             data = dataset[i]
             sample = predict(model, dict(inputs=[data['inputs']], data_samples=[data['data_samples']]))[0].cpu()
-            if path not in (None, sample.img_path):
+            if path is not None and os.path.realpath(path) != os.path.realpath(sample.img_path):
                 raise UserError(f'the two configs test on different images: {path} and {sample.img_path}')
             path = sample.img_path
             steps = _steps(dataset)

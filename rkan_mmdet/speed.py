@@ -77,12 +77,19 @@ def share_weights(model: nn.Module, plain: nn.Module) -> bool:
     return True
 
 
-def random_batch(size: tuple[int, int], batch_size: int) -> dict[str, list]:
+def count_channels(model: nn.Module) -> int:
+    """Of the images that a model takes."""
+    return next(module for module in model.modules() if isinstance(module, nn.Conv2d)).in_channels
+
+
+def random_batch(size: tuple[int, int], batch_size: int, channels: int = 3) -> dict[str, list]:
     """A batch of random images of one size ``(height, width)``, as a data loader gives it."""
     meta = dict(img_shape=size, ori_shape=size, pad_shape=size, batch_input_shape=size, scale_factor=(1.0, 1.0))
     generator = torch.Generator().manual_seed(0)
     return dict(
-        inputs=[torch.randint(0, 256, (3, *size), dtype=torch.uint8, generator=generator) for _ in range(batch_size)],
+        inputs=[
+            torch.randint(0, 256, (channels, *size), dtype=torch.uint8, generator=generator) for _ in range(batch_size)
+        ],
         data_samples=[DetDataSample(metainfo=dict(meta, img_id=i, img_path='')) for i in range(batch_size)],
     )
 
@@ -116,7 +123,8 @@ def predict(model: nn.Module, batch: dict[str, list]) -> Any:
 def random_annotated_batch(model: nn.Module, size: tuple[int, int], batch_size: int) -> dict[str, list]:
     """As :func:`random_batch`, with ten random boxes and masks an image; a detector takes what it needs."""
     classes = max(m.num_classes for m in model.modules() if hasattr(m, 'num_classes'))  # an RPN has 1
-    batch = demo_mm_inputs(batch_size, [[3, *size]] * batch_size, num_items=[10] * batch_size, with_mask=True)
+    shapes = [[count_channels(model), *size]] * batch_size
+    batch = demo_mm_inputs(batch_size, shapes, num_items=[10] * batch_size, with_mask=True)
     for sample in batch['data_samples']:  # its own labels leave the first class out, which may be the only one
         sample.gt_instances.labels = torch.arange(10) % classes
     return batch

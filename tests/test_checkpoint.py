@@ -25,6 +25,7 @@ from rkan_mmdet.checkpoint import (
     CheckpointError,
     TornCheckpointError,
     UnsafeCheckpointError,
+    dataset_meta_of,
     find_training_state,
     read_checkpoint,
     read_training_state,
@@ -245,6 +246,13 @@ def test_weights_of_no_known_form(part: dict, tmp_path: Path) -> None:
     torch.save(dict(dict(state_dict=dict(a=torch.ones(1))), **part), tmp_path / 'a.pth')
     with pytest.raises(CheckpointError, match=r'a\.pth is of no known form: .* must be a dict whose keys are names'):
         weights_of(read_checkpoint(tmp_path / 'a.pth'), tmp_path / 'a.pth')
+
+
+def test_what_joined_sets_leave() -> None:
+    metas = [dict(classes=('a',)), dict(classes=('a',), palette=[(1, 2, 3)])]
+    _, meta = weights_of(dict(state_dict=dict(a=torch.ones(1)), meta=dict(dataset_meta=metas)), 'a.pth')
+    assert meta['dataset_meta'] == metas
+    assert dataset_meta_of(meta) == metas[0]
 
 
 @pytest.mark.parametrize(('name', 'value'), [

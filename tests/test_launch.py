@@ -14,7 +14,20 @@ import pytest
 import torch
 from mmengine.config import Config
 
-from rkan_mmdet.launch import UserError, _check_scaled_lr, check_config, load_config, prepare_training, read_config
+from rkan_mmdet.checkpoint import CheckpointError
+from rkan_mmdet.launch import (
+    UserError,
+    _check_fit,
+    _check_scaled_lr,
+    _check_weights,
+    backbone_of,
+    check_config,
+    load_config,
+    load_exactly,
+    prepare_training,
+    read_config,
+    start_training,
+)
 
 ROOT = Path(__file__).parents[1]
 DEMO = str(ROOT / 'configs/demo/mask-rcnn_rkan-r18_fpn_shapes.py')
@@ -246,3 +259,59 @@ def test_a_scaled_rate_of_other_gpus_is_refused() -> None:
     _check_scaled_lr(SimpleNamespace(cfg=cfg, world_size=8), faster, 'epoch_3.pth')
     cfg.auto_scale_lr.enable = False
     _check_scaled_lr(SimpleNamespace(cfg=cfg, world_size=4), state, 'epoch_3.pth')
+
+
+def test_buffers_that_older_versions_saved(tmp_path: Path) -> None:
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1))
+    model.register_buffer(
+        'mean', torch.zeros(3), persistent=False
+    )  # as the data preprocessor's, in the files of the zoo
+    state = model.state_dict()
+    load_exactly(model, dict(state, mean=torch.ones(3)), 'a.pth')
+    assert not model.mean.any()
+    with pytest.raises(UserError, match=r'1 weights in it are not of the detector \(other\)'):
+        load_exactly(model, dict(state, mean=torch.ones(3), other=torch.ones(3)), 'a.pth')
+    state['0.weight'][0] = torch.nan
+    with pytest.raises(UserError, match=r'1 weights in it are NaN or infinite \(0\.weight\)'):
+        load_exactly(model, state, 'a.pth')
+
+
+def test_what_a_semi_supervised_detector_starts_from(tmp_path: Path) -> None:
+    plain = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1))
+    torch.save(dict(state_dict=plain.state_dict()), tmp_path / 'plain.pth')
+    runner = SimpleNamespace(_load_from=str(tmp_path / 'plain.pth'))
+    runner.model = torch.nn.ModuleDict(dict(student=plain, teacher=copy.deepcopy(plain)))
+    _check_fit(runner, None)
+    runner.model = torch.nn.ModuleDict(dict(other=plain))
+    with pytest.raises(UserError, match='none of its weights is of the detector'):
+        _check_fit(runner, None)
+
+
+def test_weights_of_the_form_of_swin(tmp_path: Path) -> None:
+    torch.save(dict(model=torch.nn.Conv2d(3, 4, 1).state_dict()), tmp_path / 'swin.pth')
+    _check_weights(str(tmp_path / 'swin.pth'))
+    torch.save(dict(model={}), tmp_path / 'none.pth')
+    with pytest.raises(CheckpointError, match='holds no weights'):
+        _check_weights(str(tmp_path / 'none.pth'))
+
+
+@pytest.mark.parametrize('last', ['before_train', 'before_train_epoch'])
+def test_what_fails_before_the_first_epoch_is_one_line(last: str) -> None:
+    class Runner:
+        train_loop = SimpleNamespace(val_interval=1)
+
+        def call_hook(self, name: str, **options: object) -> None:
+            if name == last:
+                raise ValueError('a hook of yours')
+
+        def train(self) -> None:
+            for name in ('before_train', 'before_train_epoch'):
+                self.call_hook(name)
+
+    with pytest.raises(UserError if last == 'before_train' else ValueError, match='a hook of yours'):
+        start_training(Runner())
+
+
+def test_the_backbone_of_a_detector() -> None:
+    with pytest.raises(UserError, match='Linear has no backbone of its own'):
+        backbone_of(torch.nn.Linear(1, 1))

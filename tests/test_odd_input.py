@@ -295,3 +295,17 @@ def test_a_pipeline_that_is_switched_is_guarded_too(shapes_root: str, tmp_path: 
     assert isinstance(before, GuardedPipeline)
     assert isinstance(dataset.pipeline, GuardedPipeline)
     assert len(dataset.pipeline.transforms) == 1
+
+
+@pytest.mark.parametrize('workers', [0, 1])
+def test_an_iteration_based_training_is_guarded_too(workers: int, tmp_path: Path) -> None:
+    root = write_set(tmp_path / 'set', {'bad.png': noise(64, 64)}, [(5, 5, 30, 30)])
+    cfg = read_config(DEMO, dict(data_root=root, work_dir=str(tmp_path), launcher='none'))
+    cfg.train_cfg = dict(type='IterBasedTrainLoop', max_iters=1, val_interval=1)
+    cfg.train_dataloader.update(batch_size=1, num_workers=workers, persistent_workers=bool(workers))
+    cfg.train_dataloader.sampler.type = 'InfiniteSampler'
+    path = Path(root, 'train/bad.png')
+    path.write_bytes(path.read_bytes()[:-2000])
+    runner = make_runner(cfg, ('train',))
+    with pytest.raises(DataError, match=r'bad\.png can not be used'):
+        next(runner.train_loop.dataloader_iterator)

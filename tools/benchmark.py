@@ -18,9 +18,10 @@ from rich.progress import Progress, TimeRemainingColumn
 from torch import nn
 
 from rkan_mmdet.detector import choose_device
-from rkan_mmdet.launch import UserError, add_cfg_options, check_config, read_config, run_tool
+from rkan_mmdet.launch import UserError, add_cfg_options, backbone_of, check_config, read_config, run_tool
 from rkan_mmdet.speed import (
     build_detector,
+    count_channels,
     count_detections,
     count_multiply_adds,
     count_parameters,
@@ -97,12 +98,12 @@ def make_run(args: argparse.Namespace, cfg: Config, model: nn.Module) -> tuple[n
         batches = [random_annotated_batch(model, tuple(args.size), args.batch_size)]
         model.train()
     else:
-        batches = [random_batch(tuple(args.size), args.batch_size)]
+        batches = [random_batch(tuple(args.size), args.batch_size, count_channels(model))]
     function = train_step if args.train else predict
     if args.backbone:
         with torch.no_grad():
             batches = [model.data_preprocessor(batch)['inputs'] for batch in batches]
-        model = model.backbone
+        model = backbone_of(model)
         function = train_backbone if args.train else torch.no_grad()(lambda backbone, inputs: backbone(inputs))
     autocast = torch.autocast(args.device.partition(':')[0], enabled=args.amp)
     return model, partial(run_round, autocast(function), model, batches)

@@ -62,7 +62,8 @@ def part_of(archive: Archive, root: Path) -> Path:
 
 def check_disk(archives: list, root: Path) -> None:
     """Each archive lies there beside its files until it is unpacked, and the files are about as large."""
-    there = sum(file.stat().st_size for file in root.glob('*.zip.part'))
+    files = [*root.glob('*.zip.part'), *(file for a in archives for file in (root / a.folder).glob('*'))]
+    there = sum(file.stat().st_size for file in files)
     needed = sum(a.size for a in archives) + max(a.size for a in archives) - there
     free = shutil.disk_usage(root).free
     if free < needed:

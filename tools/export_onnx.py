@@ -15,7 +15,15 @@ from mmengine.config import Config
 from rich.progress import track
 from torch import Tensor, nn
 
-from rkan_mmdet.launch import UserError, add_cfg_options, check_checkpoint, check_config, read_config, run_tool
+from rkan_mmdet.launch import (
+    UserError,
+    add_cfg_options,
+    backbone_of,
+    check_checkpoint,
+    check_config,
+    read_config,
+    run_tool,
+)
 
 # What rounding alone may do; masks are binary, so that a pixel at the threshold flips.
 TOLERANCE = dict(box=0.1, score=1e-3, mask=0.05)
@@ -122,13 +130,14 @@ def fits(batch: dict, size: tuple[int, int] | None) -> bool:
 def check_detector(args: argparse.Namespace, cfg: Config, model: nn.Module, file: Path, size, has_data: bool) -> bool:
     """Whether anything was detected, and so compared."""
     from rkan_mmdet.exported import Difference, ExportedDetector, PaddedDetector, compare, evaluate, load_test_set
-    from rkan_mmdet.speed import random_batch
+    from rkan_mmdet.speed import count_channels, random_batch
 
     rcnn = cfg.model.test_cfg.get('rcnn', {})
     exported = ExportedDetector(file, rcnn.get('mask_thr_binary', 0.5))
     models = dict(PyTorch=PaddedDetector(model, exported.size), ONNX=exported)
     metrics = {}
-    batches = [random_batch(s, 1) for s in checked_sizes(size, args.dynamic, exported.size_multiple)]
+    sizes = checked_sizes(size, args.dynamic, exported.size_multiple)
+    batches = [random_batch(s, 1, count_channels(model)) for s in sizes]
     what = f'{len(batches)} random image{"s" * (len(batches) > 1)}'
     loader = load_test_set(cfg) if has_data else ()
     if not args.evaluate:
@@ -165,14 +174,15 @@ def check_detector(args: argparse.Namespace, cfg: Config, model: nn.Module, file
 def check_backbone(args: argparse.Namespace, cfg: Config, model: nn.Module, file: Path, size) -> Path:
     """Compare, and quantize where that is asked for; the file that is wanted."""
     from rkan_mmdet.exported import check_fits, feature_errors, load_test_set, pad_to, quantize
-    from rkan_mmdet.speed import random_batch
+    from rkan_mmdet.speed import count_channels, random_batch
 
     def normalised(batch: dict) -> Tensor:
         fixed = None if args.dynamic else size
         check_fits(batch['data_samples'][0], fixed)
         return pad_to(model.data_preprocessor(batch, False)['inputs'], fixed)
 
-    images = (normalised(random_batch(s, 1 + args.dynamic)) for s in checked_sizes(size, args.dynamic))
+    sizes, channels = checked_sizes(size, args.dynamic), count_channels(model)
+    images = (normalised(random_batch(s, 1 + args.dynamic, channels)) for s in sizes)
     errors = feature_errors(model.backbone, file, images)
     print('floating point: ' + ', '.join(f'feature{i} {e.relative:.1e}' for i, e in enumerate(errors)) + ' (relative)')
     if not all(e.relative < FEATURE_TOLERANCE for e in errors):
@@ -204,7 +214,7 @@ def main() -> None:
     from rkan_mmdet.exported import pipeline_size
 
     try:
-        module = DeployedDetector(model) if args.what == 'detector' else model.backbone
+        module = DeployedDetector(model) if args.what == 'detector' else backbone_of(model)
     except ValueError as error:
         raise UserError(str(error)) from None
     size = tuple(args.size) if args.size else pipeline_size(cfg)

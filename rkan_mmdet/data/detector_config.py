@@ -203,7 +203,9 @@ def heads_override(heads: Sequence[tuple[tuple, str, int]], count: int) -> str:
 def has_mask_head(model: Any) -> bool:
     """Whether a detector's config has a head that learns masks."""
     return any(
-        isinstance(part.get(k), (dict, list, tuple)) for part in dicts(model) for k in ('mask_head', 'panoptic_head')
+        isinstance(part.get(k), (dict, list, tuple))
+        for part in dicts(model)
+        for k in ('mask_head', 'panoptic_head', 'loss_mask')  # the last in the box head of RTMDet-Ins
     )
 
 
@@ -217,7 +219,7 @@ def scale_of(pipeline: list[dict]) -> tuple[Any, bool] | None:
             pairs = np.array(scale if isinstance(scale[0], (list, tuple)) else [scale], float)
             scale = tuple(pairs.mean(0) * np.mean(t.get('ratio_range') or 1.0))
         elif name == 'Resize' and scale is None and t.get('scale_factor'):
-            scale = t['scale_factor']
+            return float(np.prod(np.broadcast_to(t['scale_factor'], 2)) ** 0.5), True  # a factor
         elif name not in ('Resize', 'FixScaleResize'):
             continue
         if isinstance(scale, int):  # mmcv: a square

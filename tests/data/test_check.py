@@ -27,7 +27,7 @@ from pycocotools import mask as mask_utils
 from rkan_mmdet.data import check
 from rkan_mmdet.data.check import examine_annotations, examine_config
 from rkan_mmdet.data.coco_file import CocoFile
-from rkan_mmdet.data.detector_config import find_heads, heads_override
+from rkan_mmdet.data.detector_config import find_heads, has_mask_head, heads_override, scale_of
 from rkan_mmdet.data.findings import Finding
 from rkan_mmdet.launch import UserError, read_config
 
@@ -726,3 +726,14 @@ def test_the_module_runs(data: Path) -> None:
     done = subprocess.run([*command, *options], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1].startswith('0 errors, ')
+
+
+def test_masks_of_a_box_head() -> None:
+    assert has_mask_head(dict(bbox_head=dict(type='RTMDetInsSepBNHead', loss_mask=dict(type='DiceLoss'))))
+    assert not has_mask_head(dict(bbox_head=dict(type='RTMDetSepBNHead')))
+
+
+@pytest.mark.parametrize(('factor', 'expected'), [(2, 2.0), (0.5, 0.5), ((0.5, 0.5), 0.5), ((1.0, 4.0), 2.0)])
+def test_a_factor_is_no_size(factor: object, expected: float) -> None:
+    assert scale_of([dict(type='Resize', scale_factor=factor)]) == (pytest.approx(expected), True)
+    assert scale_of([dict(type='Resize', scale=2)]) == ((2, 2), False)

@@ -14,6 +14,7 @@ from rkan_mmdet.launch import read_config
 from rkan_mmdet.ops import KANConv2d
 from rkan_mmdet.speed import (
     build_detector,
+    count_channels,
     count_multiply_adds,
     peak_memory,
     predict,
@@ -131,6 +132,11 @@ def test_two_detectors(tmp_path: Path) -> None:
     assert 'exists' in run(CONFIG, *options, '--json', out).stderr
     backbone = run(CONFIG, *options, '--backbone', '--fuse')
     assert backbone.returncode == 0, backbone.stderr
+
+
+def test_random_images_have_the_channels_of_the_model() -> None:
+    model = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3))
+    assert random_batch((32, 40), 2, count_channels(model))['inputs'][1].shape == (1, 32, 40)
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ import threading
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -139,3 +140,14 @@ def test_the_real_list_is_whole() -> None:
     spec.loader.exec_module(fresh)
     assert set(fresh.ARCHIVES) == {'annotations', 'val', 'train'}
     assert all(len(archive.md5) == 32 and archive.size > 10**8 for archive in fresh.ARCHIVES.values())
+
+
+def test_what_is_unpacked_needs_no_room_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    archive = tool.Archive('zips/val2017.zip', '', 1000, 'val2017', 2)
+    monkeypatch.setattr(tool.shutil, 'disk_usage', lambda _: SimpleNamespace(free=1200))
+    with pytest.raises(UserError, match='GiB are needed'):
+        tool.check_disk([archive], tmp_path)
+    (tmp_path / 'val2017.zip.part').write_bytes(bytes(500))
+    (tmp_path / 'val2017').mkdir()
+    (tmp_path / 'val2017/a.jpg').write_bytes(bytes(300))
+    tool.check_disk([archive], tmp_path)

@@ -44,13 +44,17 @@ def test_two_runs(runs: list, tmp_path: Path) -> None:
 def test_iterations_and_the_metric_of_voc(tmp_path: Path) -> None:
     folder = tmp_path / 'run' / '1' / 'vis_data'
     folder.mkdir(parents=True)
-    rows = [dict(loss=1 / i, iter=i, step=i) for i in range(1, 6)] + [{'pascal_voc/mAP': 0.5, 'step': 5}]
+    rows = []
+    for i in range(1, 7):
+        rows.append(dict(loss=1 / i, iter=i, step=i))
+        if i % 3 == 0:  # the step of an epoch, of which there is none
+            rows.append({'pascal_voc/mAP': i / 10, 'step': 0})
     (folder / 'scalars.json').write_text('\n'.join(map(json.dumps, rows)))
     text = plot_curves([tmp_path / 'run'], tmp_path / 'curves.svg').read_text()
     assert '<!-- iteration -->' in text
     assert '<!-- epoch -->' not in text
     assert '<!-- pascal_voc/mAP -->' in text
-    assert dict(read_scalars(tmp_path / 'run')['pascal_voc/mAP']) == {5: 0.5}
+    assert dict(read_scalars(tmp_path / 'run')['pascal_voc/mAP']) == {3: 0.3, 6: 0.6}
 
 
 @pytest.mark.slow

@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from mmdet.models.dense_heads import RPNHead
 from mmdet.registry import MODELS
 from mmengine.registry import init_default_scope
 from PIL import Image
@@ -288,6 +289,15 @@ def test_no_picture_takes_the_place_of_another(tool: Callable, shapes_root: str,
 def test_class_names_of_the_wrong_kind(classes: object) -> None:
     with pytest.raises(UserError, match=r'a\.pth must name the classes in a tuple, but gives'):
         detector._check_classes(torch.nn.Identity(), classes, 'a.pth')
+
+
+def test_heads_with_classes_of_their_own() -> None:
+    head = RPNHead(in_channels=8, feat_channels=8)  # num_classes=1; a plain RPN has it as its bbox_head
+    for name in ('bbox_head', 'rpn_head'):
+        assert detector._check_classes(torch.nn.ModuleDict({name: head}), ('a', 'b'), 'a.pth') == ('a', 'b')
+    stages = torch.nn.ModuleDict(dict(rpn_head=torch.nn.ModuleDict(dict(stage=torch.nn.Identity()))))
+    stages.rpn_head.stage.num_classes = 1
+    detector._check_classes(stages, ('a', 'b'), 'a.pth')
 
 
 def test_nothing_is_overwritten_or_left_half_written(
