@@ -151,7 +151,7 @@ def test_a_scope_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch)
             'train.py',
             ['configs/lowdata/mask-rcnn_r50_fpn_coco-1pct-s1.py', '--cfg-options', 'model.backbone.init_cfg=None',
              'data_root=/nowhere/'],
-            '/nowhere/.* does not exist; .*fetch COCO 2017 with `python tools/download_coco.py`',
+            r'/nowhere/.* does not exist; .*or draw these annotations with .* split_coco\.py',
         ),
         ('test.py', [DEMO, 'nowhere.pth'], 'checkpoint nowhere.pth does not exist'),
         ('test.py', [DEMO, DEMO, '--out', 'a.json'], '--out must end in .pkl or .pickle, but got a.json'),
