@@ -58,8 +58,24 @@ ABLATION = {
     },
     **{f'stage-{i + 1}': dict(stage_with_rkan=tuple(j == i for j in range(4))) for i in range(3)},
 }
+# What the ablation hints at, on seeds that did not suggest it: where the path stands, and how it starts.
+AGAIN = {
+    **{arm: ABLATION[arm] for arm in ('plain', 'rkan', 'stage-2')},
+    'zero-init': dict(stage_with_rkan=STAGE_4, rkan=dict(zero_init=True)),
+}
 TUNED = ('plain-tuned', 'rkan-tuned', 'adapter')  # start from the plain run of the same seed, and run as long again
-MAIN = ('plain', 'rkan', 'linear')
+MAIN = {arm: ARMS[arm] for arm in ('plain', 'rkan', 'linear')}
+# Arms and seeds of each data set, in the order of priority. '-quarter': the first quarter of the training images, four
+# times an epoch; '-short': half the iterations.
+MATRIX = {
+    'shapes': (ARMS, (1, 2, 3, 4, 5)),
+    'bccd': (MAIN, (1, 2, 3)),
+    'shapes-quarter': (MAIN, (1, 2, 3)),
+    'bccd-quarter': (MAIN, (1, 2, 3)),
+    'shapes-short': (ABLATION, (1, 2)),
+    'shapes-again-short': (AGAIN, (3, 4, 5, 6, 7)),
+    'large': (MAIN, (1, 2)),
+}
 CONFIGS = dict(
     shapes='mask-rcnn_r18_fpn_shapes.py', bccd='faster-rcnn_r18_fpn_bccd.py', large='mask-rcnn_r50_fpn_shapes-large.py'
 )
@@ -67,8 +83,7 @@ SHAPES = dict(shapes={}, large=dict(num_train=3000, size=384))  # besides 200 va
 
 
 class Run(NamedTuple):
-    data: str  # a key of CONFIGS; with '-quarter' the first quarter of the training images, four times an epoch; with
-    # '-short' half the iterations
+    data: str  # a key of MATRIX
     arm: str
     seed: int
 
@@ -83,7 +98,7 @@ class Run(NamedTuple):
     @property
     def backbone(self) -> dict:
         """What the arm changes in the plain backbone."""
-        return (ABLATION if self.data.endswith('-short') else ARMS)[self.arm]
+        return MATRIX[self.data][0][self.arm]
 
     @property
     def result(self) -> Path:
@@ -95,11 +110,8 @@ class Run(NamedTuple):
 
 def plan() -> Iterator[Run]:
     """Every run, in the order of priority; seeds outermost, so that a cut leaves whole comparisons."""
-    for data, arms, seeds in (
-        ('shapes', ARMS, 5), ('bccd', MAIN, 3), ('shapes-quarter', MAIN, 3), ('bccd-quarter', MAIN, 3),
-        ('shapes-short', ABLATION, 2), ('large', MAIN, 2),
-    ):  # fmt: skip
-        for seed in range(1, seeds + 1):
+    for data, (arms, seeds) in MATRIX.items():
+        for seed in seeds:
             for arm in arms:
                 yield Run(data, arm, seed)
 
@@ -230,13 +242,12 @@ def differ(results: dict, data: str, arm: str, base: str, metric: str) -> list:
 def report() -> str:
     results = {(r['data'], r['arm'], r['seed']): r for r in read_results()}
     lines = []
-    for data in dict.fromkeys(run.data for run in plan()):
+    for data, (arms, _) in MATRIX.items():
         devices = {row.get('device', 'cpu') for key, row in results.items() if key[0] == data}
         if len(devices) > 1:
             raise UserError(
                 f'the results of {data} are of {" and ".join(sorted(devices))}: keep them apart by --results'
             )
-        runs = [run for run in plan() if run.data == data]
         metrics = ['bbox_mAP', 'segm_mAP'] if not data.startswith('bccd') else ['bbox_mAP']
         head = ['arm', 'seeds']
         for metric in metrics:
@@ -244,10 +255,10 @@ def report() -> str:
             head += [f'{name} AP (std)', f'difference in {name} AP [95 % interval]']
         head += ['s an iteration', 'peak MiB', 'parameters']
         lines += [f'### {data}', '', '| ' + ' | '.join(head) + ' |', '| --- ' * len(head) + '|']
-        for arm in dict.fromkeys(run.arm for run in runs):
-            rows = [results[run] for run in runs if run.arm == arm and tuple(run) in results]
+        for arm in arms:
+            rows = [row for key, row in results.items() if key[:2] == (data, arm)]
             base = 'plain-tuned' if arm in TUNED else 'plain'
-            if data.endswith('-short') and arm not in MAIN:
+            if data == 'shapes-short' and arm not in MAIN:
                 base = 'rkan'
             cells = [arm if arm in (base, 'plain') else f'{arm} (to {base})', str(len(rows)) if rows else '']
             for metric in metrics:
@@ -272,10 +283,10 @@ def plot(out: Path) -> None:
     from rkan_mmdet.plot import plt
 
     rows = read_results()
-    sets = [data for data in dict.fromkeys(run.data for run in plan()) if any(r['data'] == data for r in rows)]
+    sets = [data for data in MATRIX if any(r['data'] == data for r in rows)]
     figure, axes = plt.subplots(1, len(sets), figsize=(1 + 4 * len(sets), 3.6), squeeze=False, layout='constrained')
     for axis, data in zip(axes[0], sets):
-        arms = [arm for arm in {**ARMS, **ABLATION} if any(r['data'] == data and r['arm'] == arm for r in rows)]
+        arms = [arm for arm in MATRIX[data][0] if any(r['data'] == data and r['arm'] == arm for r in rows)]
         for i, arm in enumerate(arms):
             values = [100 * r['coco']['bbox_mAP'] for r in rows if r['data'] == data and r['arm'] == arm]
             axis.plot([i] * len(values), values, 'o', color='tab:blue', alpha=0.6)
@@ -314,7 +325,7 @@ def main() -> None:
         plot(picture)
         return
     for name, given, known in (
-        ('only', args.only, {run.data for run in plan()}),
+        ('only', args.only, set(MATRIX)),
         ('arms', args.arms, {run.arm for run in plan()}),
     ):
         for value in set(given or ()) - known:

@@ -474,10 +474,13 @@ def start_training(runner: Any, state: dict[str, Any] | None = None) -> None:
     if getattr(loop, 'val_interval', 1) < 1:
         raise UserError(f'train_cfg.val_interval must be at least 1, but is {loop.val_interval}')
     call_hook = runner.call_hook
-    runner.call_hook = lambda name, **options: (
-        name == 'before_train_epoch' and begun.append(1),
-        call_hook(name, **options),
-    )
+
+    def call_noting_begin(name: str, **options: Any) -> None:
+        if name == 'before_train_epoch':
+            begun.append(True)
+        call_hook(name, **options)
+
+    runner.call_hook = call_noting_begin
     if isinstance(getattr(runner, 'model', None), torch.nn.Module):
         _check_fit(runner, state)
     try:
