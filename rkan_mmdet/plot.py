@@ -6,6 +6,7 @@ import copy
 import json
 import math
 import os
+import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -39,42 +40,66 @@ def read_scalars(work_dir: str | Path) -> dict[str, list[tuple[float, float]]]:
         FileNotFoundError: There is no log.
         ValueError: A log is damaged, or holds nothing; the message names it.
     """
-    runs = _read_runs(work_dir)
-    curves: dict[str, dict[float, float]] = {}
-    # iterations of an epoch; of all runs, since one that was killed within an epoch does not tell
-    last = max((row['step'] / row['epoch'] for rows in runs for row in rows if row.get('epoch')), default=1) or 1
-    by_epoch = any('epoch' in row for rows in runs for row in rows)
-    reached = 0  # the iteration of the last training row
-    for rows in runs:
-        epochs = []
-        for row in rows:
-            if 'loss' in row:
-                reached = row['step']
-            if 'epoch' in row:  # training rows count iterations and name the epoch they are in
-                epochs.append(row['step'] / last)
-            else:  # validation rows count epochs, which stay at 0 where training counts iterations
-                epochs.append(row['step'] if by_epoch else max(row['step'], reached))
-        first = min((epoch for row, epoch in zip(rows, epochs) if 'loss' in row), default=math.inf)
-        for points in curves.values():  # what an earlier run did beyond the point that this one began at is undone
-            for epoch in [epoch for epoch in points if epoch >= first]:
-                del points[epoch]
-        for row, epoch in zip(rows, epochs):
-            for name, value in row.items():
-                if isinstance(value, (int, float)) and name not in ('step', 'epoch', 'iter'):
-                    curves.setdefault(name, {})[epoch] = value
-    curves = {name: points for name, points in curves.items() if points}
-    return {name: sorted(points.items()) for name, points in curves.items()}
+    return _read_curves(work_dir)[0]
 
 
-def _read_runs(work_dir: str | Path) -> list[list[dict]]:
-    """The rows of each log of a work directory."""
+# Of a line of MMEngine's text log: the epoch, and the iteration of how many.
+_PLACE = re.compile(r' Epoch\(train\)\s+\[\s*(\d+)\]\[\s*(\d+)/(\d+)\]')
+
+
+def _read_curves(work_dir: str | Path) -> tuple[dict[str, list[tuple[float, float]]], str]:
+    """As :func:`read_scalars`, and whether its numbers are of an ``'epoch'`` or an ``'iteration'``."""
     files = sorted(Path(work_dir).glob('*/vis_data/scalars.json'))
     if not files:
         raise FileNotFoundError(f'{work_dir} holds no */vis_data/scalars.json: has anything been trained there?')
     runs = [_read_rows(file) for file in files]
     if not any(runs):
         raise ValueError(f'{files[-1]} holds no line of a log')
-    return runs
+    epochs = {row.get('epoch') for rows in runs for row in rows if 'loss' in row}
+    # an iteration-based loop leaves its epoch at 0 when it validates, and its rows may call it the first
+    by_iteration = None in epochs or (
+        epochs == {1} and any(r['step'] == 0 for rows in runs for r in rows if 'loss' not in r)
+    )
+    longest = max((row['step'] / row['epoch'] for rows in runs for row in rows if row.get('epoch')), default=1) or 1
+    curves: dict[str, dict[float, float]] = {}
+    reached = 0  # the iteration of the last training row
+    for file, rows in zip(files, runs):
+        training = [row for row in rows if 'loss' in row]
+        places = {} if by_iteration else _places(file, training, longest)
+        if training:  # what an earlier run did beyond the point that this one began at is undone
+            first = (training[0]['step'] if by_iteration else training[0]['epoch']) - 1
+            curves = {name: {at: v for at, v in points.items() if at <= first} for name, points in curves.items()}
+        for row in rows:
+            if 'loss' in row:
+                reached = row['step']
+            # validation rows count epochs
+            at = max(row['step'], reached) if by_iteration else places.get(id(row), row['step'])
+            for name, value in row.items():
+                if isinstance(value, (int, float)) and name not in ('step', 'epoch', 'iter'):
+                    curves.setdefault(name, {})[at] = value
+    curves = {name: points for name, points in curves.items() if points}
+    return {name: sorted(points.items()) for name, points in curves.items()}, 'iteration' if by_iteration else 'epoch'
+
+
+def _places(file: Path, training: list[dict], longest: float) -> dict[int, float]:
+    """Where training rows stand, in epochs, by their ids.
+
+    The text log beside them says it. Without it an epoch is taken to be as long as the rows of all runs need.
+    """
+    lines = [
+        line
+        for log in sorted(file.parents[1].glob('*.log'))[:1]
+        for line in log.read_text(errors='replace').splitlines()
+    ]
+    found = [tuple(map(int, match.groups())) for match in map(_PLACE.search, lines) if match]
+    places = {}
+    for i, row in enumerate(training):
+        epoch = row['epoch']
+        if i < len(found) and found[i][0] == epoch:
+            places[id(row)] = epoch - 1 + found[i][1] / found[i][2]
+        else:
+            places[id(row)] = min(max(row['step'] / longest, epoch - 1), epoch)
+    return places
 
 
 def _read_rows(file: Path) -> list[dict]:
@@ -92,6 +117,11 @@ def _read_rows(file: Path) -> list[dict]:
             raise ValueError(f'line {i} of {file} has no step')
         rows.append(row)
     return rows
+
+
+def _label(text: str) -> str:
+    """As matplotlib shows it literally, and in a legend whatever it begins with."""
+    return (' ' * text.startswith('_') + text).replace('$', r'\$')
 
 
 def plot_curves(
@@ -112,15 +142,15 @@ def plot_curves(
     if not isinstance(work_dirs, Mapping):
         short = len({Path(work_dir).name for work_dir in work_dirs}) == len(work_dirs)
         work_dirs = {Path(work_dir).name if short else str(work_dir): work_dir for work_dir in work_dirs}
-    runs = {label: read_scalars(work_dir) for label, work_dir in work_dirs.items()}
-    rows = [row for work_dir in work_dirs.values() for run in _read_runs(work_dir) for row in run if 'loss' in row]
-    units = sorted({'epoch' if 'epoch' in row else 'iteration' for row in rows}) or ['epoch']
+    read = {label: _read_curves(work_dir) for label, work_dir in work_dirs.items()}
+    runs = {label: curves for label, (curves, _) in read.items()}
+    units = sorted({unit for _, unit in read.values()})
     shown = [m for m in metrics if any(m in curves for curves in runs.values())]
     figure, axes = plt.subplots(1, 1 + len(shown), figsize=(5 * (1 + len(shown)), 4), squeeze=False)
     for axis, name in zip(axes[0], ['loss', *shown]):
         for run, curves in runs.items():
             if name in curves:
-                axis.plot(*zip(*curves[name]), label=run, marker='o' if name != 'loss' else '')
+                axis.plot(*zip(*curves[name]), label=_label(run), marker='o' if name != 'loss' else '')
         axis.set(title=name, xlabel=' or '.join(units))
         axis.grid(alpha=0.3)
         axis.legend()
@@ -189,7 +219,7 @@ def draw_predictions(
     metainfo = metainfo[0] if isinstance(metainfo, list) else metainfo  # of sets that were joined
     classes = tuple(metainfo.get('classes') or ())
     visualizer = VISUALIZERS.build(dict(type='DetLocalVisualizer', name='draw_predictions'))
-    visualizer.dataset_meta = dict(classes=classes, palette=colours_of(metainfo, classes))
+    visualizer.dataset_meta = dict(classes=[*map(_label, classes)], palette=colours_of(metainfo, classes))
     pictures: list[Any] = []
     for i in range(min(count, *(len(dataset) for _, dataset in detectors))):
         row: list[Any] = []
@@ -197,9 +227,9 @@ def draw_predictions(
         for model, dataset in detectors:
             data = dataset[i]
             sample = predict(model, dict(inputs=[data['inputs']], data_samples=[data['data_samples']]))[0].cpu()
-            if path is not None and os.path.realpath(path) != os.path.realpath(sample.img_path):
-                raise UserError(f'the two configs test on different images: {path} and {sample.img_path}')
-            path = sample.img_path
+            before, path = path, sample.get('img_path') or dataset.get_data_info(i)['img_path']
+            if before is not None and os.path.realpath(before) != os.path.realpath(path):
+                raise UserError(f'the two configs test on different images: {before} and {path}')
             steps = _steps(dataset)
             image = cv2.cvtColor(to_bgr(steps[0](dict(img_path=path, img_id=0))['img']), cv2.COLOR_BGR2RGB)
             names = [type(step).__name__ for step in steps]

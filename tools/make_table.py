@@ -62,8 +62,8 @@ def find_baseline(config: Path) -> str:
     return '_'.join((before, re.sub(r'^rkan-(e-)?|-\dxl$', '', backbone), after))
 
 
-def read_run(work_dir: Path, epochs: int, best: bool, metrics: dict) -> dict:
-    """AP in percent of a run, and the epoch it is of; empty when nothing was validated."""
+def read_run(work_dir: Path, best: bool, metrics: dict) -> dict:
+    """AP in percent of a run, and the epoch (or iteration) it is of; empty when nothing was validated."""
     try:
         curves = read_scalars(work_dir)
     except FileNotFoundError:
@@ -75,12 +75,10 @@ def read_run(work_dir: Path, epochs: int, best: bool, metrics: dict) -> dict:
         if key in curves:
             epoch, value = curves[key][-1]
             if best:  # AP50 is read where AP is best, as one would choose a checkpoint
-                epoch = max(curves[key.replace('_50', '')], key=lambda point: point[1])[0]
+                epoch = max(curves.get(key.replace('_50', ''), curves[key]), key=lambda point: point[1])[0]
                 value = dict(curves[key])[epoch]
             row[name] = round(100 * value, 2)
             row['epoch'] = int(curves[key][-1][0])
-    if row:
-        row['epochs'] = epochs
     return row
 
 
@@ -95,7 +93,9 @@ def measure_fps(config: Path, checkpoint: str, rounds: int) -> float:
 def make_row(config: Path, args: argparse.Namespace, metrics: dict) -> dict:
     cfg = read_config(str(config))
     row = dict(model=split_name(config)[1], config=config.stem)
-    row.update(read_run(args.work_dirs / config.stem, cfg.train_cfg.get('max_epochs', 0), args.best, metrics))
+    unit = 'iteration' if 'max_iters' in cfg.train_cfg else 'epoch'
+    row.update(unit=unit, epochs=cfg.train_cfg.get('max_iters') or cfg.train_cfg.get('max_epochs', 0))
+    row.update(read_run(args.work_dirs / config.stem, args.best, metrics))
     row['parameters'] = count_parameters(build_detector(cfg))
     checkpoints = list_checkpoints(args.work_dirs / config.stem) if args.fps else []
     if checkpoints:  # random weights find nothing, and what finds nothing is fast
@@ -139,10 +139,11 @@ def markdown(rows: dict, metrics: dict) -> str:
     lines = ['| ' + ' | '.join(head) + ' |', '| --- ' * len(head) + '|']
     models = [row['model'] for row in rows.values()]
     for row in rows.values():
-        unfinished = f' (epoch {row["epoch"]} of {row["epochs"]})' if row.get('epoch', 0) < row.get('epochs', 0) else ''
-        if 'draws' in row:
-            unfinished = f', mean of {len(row["draws"])} draws{unfinished}'
-        cells = [(row['model'] if models.count(row['model']) == 1 else row['config']) + unfinished]
+        unfinished = row.get('epoch', row['epochs']) < row['epochs']
+        note = f' ({row["unit"]} {row["epoch"]} of {row["epochs"]})' if unfinished else ''
+        if row.get('draws'):
+            note = f', mean of {len(row["draws"])} draws{note}'
+        cells = [(row['model'] if models.count(row['model']) == 1 else row['config']) + note]
         for name in names:
             change = difference(row, rows, name)
             cells.append(

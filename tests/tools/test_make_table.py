@@ -59,8 +59,27 @@ def test_draws_are_joined(tmp_path: Path) -> None:
     assert rkan.startswith('| rkan-r50, mean of 2 draws | 14.5 (+3.0) | 24.5 (+3.0) | 7.2 (+1.5) |')
     assert [len(row['runs']) for row in json.loads((tmp_path / 'table.json').read_text())] == [2, 2]
 
-    log(tmp_path / shape.format('rkan-r50', 3), [0.9] * 12, [0.9] * 12)  # no difference between unlike draws
-    assert '| rkan-r50, mean of 3 draws | 39.7 | ' in run(*configs, '--work-dirs', tmp_path).stdout
+    log(tmp_path / shape.format('rkan-r50', 3), [0.9] * 11, [0.9] * 11)  # no difference between unlike draws
+    assert '| rkan-r50, mean of 3 draws (epoch 11 of 12) | 39.7 | ' in run(*configs, '--work-dirs', tmp_path).stdout
+    (tmp_path / 'none').mkdir()
+    nothing = run(*configs, '--work-dirs', tmp_path / 'none').stdout
+    assert '| r50 |  |' in nothing
+    log(tmp_path / 'none' / shape.format('r50', 2), [0.1] * 2, [0.1] * 2)  # whose first draw has not run
+    assert '| r50, mean of 1 draws (epoch 2 of 12) | 10.0 |' in run(*configs, '--work-dirs', tmp_path / 'none').stdout
+
+
+def test_an_unfinished_run_that_counts_iterations(tmp_path: Path) -> None:
+    config = tmp_path / 'mask-rcnn_r18_iterations.py'
+    config.write_text(
+        f'_base_ = {str(ROOT / "configs/demo/mask-rcnn_rkan-r18_fpn_shapes.py")!r}\n'
+        "train_cfg = dict(_delete_=True, type='IterBasedTrainLoop', max_iters=900, val_interval=300)\n"
+    )
+    folder = tmp_path / config.stem / '1' / 'vis_data'
+    folder.mkdir(parents=True)
+    rows = [dict(loss=1.0, step=300, iter=300), {'coco/bbox_mAP_50': 0.4, 'step': 0}]
+    (folder / 'scalars.json').write_text('\n'.join(map(json.dumps, rows)))
+    for options in ((), ('--best',)):  # with AP50 alone in the log
+        assert ' (iteration 300 of 900) |  | 40.0 |' in run(config, '--work-dirs', tmp_path, *options).stdout
 
 
 def test_a_damaged_log_is_one_line(tmp_path: Path) -> None:
