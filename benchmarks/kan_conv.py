@@ -1,6 +1,7 @@
 """Time of one KAN convolution, as ratios to ``torch.tanh`` of its input and to unfolding, all in one run.
 
-``python benchmarks/kan_conv.py`` checks the values against the reference first, and prints nothing when they differ.
+``python benchmarks/kan_conv.py`` checks values and gradients of all sizes against the reference first, and prints no
+time when they differ.
 With ``--device cuda`` the ratios are to a copy of as many bytes as the input and the output have.
 """
 
@@ -21,6 +22,8 @@ from rkan_mmdet.ops import KANConv2d, can_run
 CASES = [((2, 512, 40, 66), 2, 3), ((2, 1024, 40, 66), 2, 3), ((2, 2048, 20, 33), 1, 2), ((2, 4096, 40, 66), 2, 3)]
 
 GPU_CASES = [((16, 512, 40, 66), 2, 3), ((16, 2048, 20, 33), 1, 2)]  # and of a batch, which no cache holds
+
+ON_CPU, ON_GPU = ('auto', 'eager', 'reference'), ('triton', 'eager', 'reference')
 
 
 def once(function: Callable[[], object]) -> float:
@@ -53,7 +56,29 @@ def in_pairs(functions: dict, rounds: int) -> dict:
     return ms
 
 
-def check(conv: KANConv2d, slow: KANConv2d, x: Tensor) -> None:
+def build(shape: tuple, stride: int, degree: int, backends: tuple, device: str = 'cpu') -> tuple[Tensor, dict]:
+    """An input, and modules of the same weights by their backends; the same ones each time."""
+    torch.manual_seed(0)
+    basis = dict(type='Chebyshev', degree=degree)
+    convs = {b: KANConv2d(shape[1], stride=stride, basis=basis, backend=b).to(device) for b in backends}
+    for conv in convs.values():
+        conv.load_state_dict(convs[backends[0]].state_dict())
+    return torch.randn(shape, device=device), convs
+
+
+def check_all(cases: list, backends: tuple, device: str, compiled: bool = False) -> None:
+    """:func:`check` of every size, the last backend being the judge."""
+    for case in cases:
+        x, convs = build(*case, backends, device)
+        *fast, slow = convs.values()
+        for conv in fast:
+            check(conv, slow, x)
+        if compiled:
+            torch.compiler.reset()
+            check(fast[0], slow, x, partial(torch.compile, fullgraph=True))
+
+
+def check(conv: KANConv2d, slow: KANConv2d, x: Tensor, wrap: Callable = lambda module: module) -> None:
     """Value and gradients in float32 against the reference in float64, on 40 channels of the input, in both formats."""
     for memory_format in (torch.contiguous_format, torch.channels_last):
         outs = []
@@ -61,7 +86,7 @@ def check(conv: KANConv2d, slow: KANConv2d, x: Tensor) -> None:
             leaf = x[:, :40].to(dtype, memory_format=memory_format, copy=True).requires_grad_()
             cut = KANConv2d(leaf.shape[1], stride=module.stride, basis=module.basis, backend=module.backend)
             cut.to(x.device, dtype).load_state_dict(module.state_dict())
-            y = cut(leaf)
+            y = (wrap if module is conv else lambda module: module)(cut)(leaf)
             y.sin().sum().backward()
             outs.append([y, leaf.grad, *(p.grad for p in cut.parameters())])
         for a, b in zip(*outs):
@@ -89,15 +114,8 @@ def step(function: Callable, leaf: Tensor, upstream: Tensor) -> None:
 
 def measure(shape: tuple, stride: int, degree: int, rounds: int, compiled: bool) -> list:
     """Two rows, forward and forward+backward, for one size."""
-    x = torch.randn(shape)
-    basis = dict(type='Chebyshev', degree=degree)
-    conv, plain, slow = (
-        KANConv2d(shape[1], stride=stride, basis=basis, backend=b) for b in ('auto', 'eager', 'reference')
-    )
-    for other in (plain, slow):
-        other.load_state_dict(conv.state_dict())
-    for fast in (conv, plain):
-        check(fast, slow, x)
+    x, convs = build(shape, stride, degree, ON_CPU)
+    conv, plain, slow = convs.values()
     last = x.to(memory_format=torch.channels_last)
     modules = dict(
         tanh=(torch.tanh, last), channels_last=(conv, last), nchw=(conv, x), eager=(plain, last), unfold=(slow, x)
@@ -126,6 +144,7 @@ def measure(shape: tuple, stride: int, degree: int, rounds: int, compiled: bool)
 
 
 def main_on_cpu(args: argparse.Namespace) -> list:
+    check_all([CASES[i] for i in args.cases], ON_CPU, 'cpu', args.compile)
     rows = []
     print(f"'auto' takes {can_run('cpp') or 'cpp'!r}; 'eager' beside it is plain torch, in channels_last")
     for case in args.cases:
@@ -173,14 +192,7 @@ def in_graphs(functions: dict, rounds: int, calls: int = 10) -> dict:
 
 def measure_on_gpu(shape: tuple, stride: int, degree: int, dtype: torch.dtype, last: bool, rounds: int) -> dict:
     """One size in one dtype and memory format: the copy, the forward pass, and the backward pass that follows it."""
-    basis = dict(type='Chebyshev', degree=degree)
-    x = torch.randn(shape, device='cuda')
-    convs = {
-        b: KANConv2d(shape[1], stride=stride, basis=basis, backend=b).cuda() for b in ('triton', 'eager', 'reference')
-    }
-    for conv in convs.values():
-        conv.load_state_dict(convs['triton'].state_dict())
-    check(convs['triton'], convs['reference'], x)
+    x, convs = build(shape, stride, degree, ON_GPU, 'cuda')
     x = x.to(dtype, memory_format=torch.channels_last if last else torch.contiguous_format)
     leaf = x.clone().requires_grad_()
     with torch.no_grad():
@@ -202,6 +214,7 @@ def measure_on_gpu(shape: tuple, stride: int, degree: int, dtype: torch.dtype, l
 
 
 def main_on_gpu(args: argparse.Namespace) -> list:
+    check_all([(CASES + GPU_CASES)[i] for i in args.cases], ON_GPU, 'cuda')
     rows = []
     print(
         f'{torch.cuda.get_device_name()}, torch {torch.__version__}: forward and backward, in copies of as many bytes'

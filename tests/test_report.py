@@ -77,20 +77,22 @@ def test_functions_of_every_normalization_are_drawn() -> None:
         dict(), dict(num_kernels=2), dict(normalization='min-max'), dict(normalization='arctan'),
         dict(basis=dict(type='RBF')), dict(basis=dict(type='Linear')), dict(kernel_size=1, padding=0),
     ):  # fmt: skip
-        conv = KANConv2d(4, **options)
+        conv, before = KANConv2d(4, **options), KANConv2d(4, **options)
         seen = observe(conv, conv, [torch.randn(2, 4, 8, 8)])
         (values,) = seen.inputs.values()
         if options.get('normalization'):
             assert values.abs().max() <= 1.001
         state = torch.get_rng_state()
-        figure = draw_functions(conv, 'conv', values, initial=conv)
+        figure = draw_functions(conv, 'conv', values, initial=before)
         assert torch.equal(state, torch.get_rng_state())
         taps = conv.kernel_size[0] * conv.kernel_size[1]
         assert len(figure.axes) == taps + 1
-        learned = figure.axes[0].lines[conv.num_kernels]  # after the dashed ones
-        x = torch.as_tensor(learned.get_xdata(), dtype=torch.double)
-        expected = conv.double().functions(x)[0, 0]
-        torch.testing.assert_close(torch.as_tensor(learned.get_ydata()), expected.detach())
+        lines = figure.axes[0].lines
+        for line, module, style in ((lines[0], before, '--'), (lines[conv.num_kernels], conv, '-')):
+            x = torch.as_tensor(line.get_xdata(), dtype=torch.double)
+            expected = module.double().functions(x)[0, 0]
+            torch.testing.assert_close(torch.as_tensor(line.get_ydata()), expected.detach())
+            assert line.get_linestyle() == style
         low, high = figure.axes[0].get_ylim()
         assert all(low < line.get_ydata().min() <= line.get_ydata().max() < high for line in figure.axes[-2].lines[:1])
         assert png(figure).startswith(PNG)

@@ -9,8 +9,9 @@ from mmengine.config import Config
 from mmengine.registry import HOOKS, MODELS, init_default_scope
 from mmengine.runner import Runner
 
-ROOT = Path(__file__).parents[1]
+from rkan_mmdet.report import kan_convs
 
+ROOT = Path(__file__).parents[1]
 
 CONFIG = ROOT / 'configs/demo/mask-rcnn_rkan-r18_fpn_shapes.py'
 PLAIN = ROOT / 'configs/study/mask-rcnn_r18_fpn_shapes.py'
@@ -64,6 +65,9 @@ def test_the_whole_report_each_interval_and_the_same_weights(shapes_root: str, t
     height, width = predictions.shape[:2]
     assert width / 3 == height / 2, 'a row is a square image three times: ground truth, baseline, RKAN'
     assert not any(module._forward_pre_hooks or module._forward_hooks for module in watched.model.modules())
+    (hook,) = (hook for hook in watched.hooks if isinstance(hook, HOOKS.get('RKANVisualizationHook')))
+    for name, conv in kan_convs(watched.model).items():  # which the dashed lines are of
+        assert not torch.equal(hook._initial[name].basis_weight, conv.basis_weight)
 
     event = pytest.importorskip('tensorboard.backend.event_processing.event_accumulator')
     (file,) = (tmp_path / 'watched').rglob('events.out.tfevents.*')

@@ -7,6 +7,7 @@ Loading of images is not timed; everything else of a prediction is, from the ima
 import argparse
 import json
 import platform
+import statistics
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -88,8 +89,8 @@ def make_models(args: argparse.Namespace) -> dict[str, tuple[Config, nn.Module]]
     return models
 
 
-def make_run(args: argparse.Namespace, cfg: Config, model: nn.Module) -> tuple[nn.Module, Callable]:
-    """What is timed, and a function that runs it on the batch of a round."""
+def make_run(args: argparse.Namespace, cfg: Config, model: nn.Module) -> tuple[nn.Module, Callable, int]:
+    """What is timed, a function that runs it on the batch of a round, and how many batches there are."""
     if args.fuse:
         model = fuse(model)
     if args.dataset:
@@ -106,7 +107,7 @@ def make_run(args: argparse.Namespace, cfg: Config, model: nn.Module) -> tuple[n
         model = backbone_of(model)
         function = train_backbone if args.train else torch.no_grad()(lambda backbone, inputs: backbone(inputs))
     autocast = torch.autocast(args.device.partition(':')[0], enabled=args.amp)
-    return model, partial(run_round, autocast(function), model, batches)
+    return model, partial(run_round, autocast(function), model, batches), len(batches)
 
 
 def run_round(function: Callable, model: nn.Module, batches: list, i: int) -> Any:
@@ -130,7 +131,7 @@ def main() -> None:
         torch.cuda.set_device(args.device)  # the one that is timed
     with Progress(*Progress.get_default_columns()[:3], TimeRemainingColumn(), transient=True) as progress:
         task = progress.add_task('timing', total=args.rounds + args.warmup)
-        functions = {name: run for name, (_, run) in runs.items()}
+        functions = {name: run for name, (_, run, _) in runs.items()}
         seconds = time_in_turn(functions, args.rounds, args.warmup, cuda, lambda: progress.advance(task))
 
     device = torch.cuda.get_device_name() if cuda else f'CPU ({platform.processor() or platform.machine()})'
@@ -141,7 +142,7 @@ def main() -> None:
         f'batch {args.batch_size}, {what}'
     )
     rows = {}
-    for name, (model, run) in runs.items():
+    for name, (model, run, batches) in runs.items():
         low, median, high = quartiles(seconds[name])
         rows[name] = dict(
             fps=args.batch_size / median,
@@ -155,9 +156,12 @@ def main() -> None:
             f'{high * 1e3:.1f}), {rows[name]["parameters"] / 1e6:.2f} M parameters, '
             f'{rows[name]["multiply_adds"] / 1e9:.2f} G multiply-adds an image, '
             f'{rows[name]["peak_memory"] / 2**20:.0f} MiB of tensors besides the model'
+            + ' (the last two: of the first batch)'
+            * args.dataset
         )
         if not (args.backbone or args.train):
-            found = rows[name]['detections'] = count_detections(run(0))
+            counts = [count_detections(run(i)) for i in range(batches)]
+            found = rows[name]['detections'] = None if None in counts else statistics.mean(counts)
             if found is not None:
                 print(f'  {found:g} detections an image' + NOTHING_FOUND * (found == 0))
     result = dict(

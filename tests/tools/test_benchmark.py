@@ -134,6 +134,16 @@ def test_two_detectors(tmp_path: Path) -> None:
     assert backbone.returncode == 0, backbone.stderr
 
 
+@pytest.mark.slow
+def test_images_of_the_test_set(shapes_root: str) -> None:
+    options = ('--rounds', 3, '--warmup', 0, '--cfg-options', f'data_root={shapes_root}')
+    done = run(CONFIG, '--dataset', *options, 'model.test_cfg.rcnn.score_thr=0')
+    assert done.returncode == 0, done.stderr
+    assert 'batch 1, images of the test set' in done.stdout
+    assert done.stdout.count(' (the last two: of the first batch)') == 1
+    assert 0 < float(re.search(r'^  ([\d.]+) detections an image$', done.stdout, re.MULTILINE)[1]) <= 100
+
+
 def test_random_images_have_the_channels_of_the_model() -> None:
     model = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3))
     assert random_batch((32, 40), 2, count_channels(model))['inputs'][1].shape == (1, 32, 40)
