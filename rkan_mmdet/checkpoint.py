@@ -303,11 +303,18 @@ def read_training_state(path: str | Path) -> dict[str, Any]:
     return checkpoint
 
 
-def list_checkpoints(work_dir: str | Path) -> list[Path]:
+def is_of_training(name: str, template: str = 'epoch_{}.pth') -> bool:
+    """Whether a file's name is one that a training gives: MMEngine's own, or by a ``CheckpointHook``'s template."""
+    own = r'\d+'.join(re.escape(part) for part in re.split(r'\{.*?\}', template))
+    return re.fullmatch(rf'(epoch|iter)_\d+\.pth|{own}', name) is not None
+
+
+def list_checkpoints(work_dir: str | Path, template: str = 'epoch_{}.pth') -> list[Path]:
     """The checkpoints of a training, the last first.
 
     Args:
         work_dir (str or Path): Where MMEngine's ``last_checkpoint`` and checkpoints are.
+        template (str): The ``filename_tmpl`` of the hook that saves them. Defaults to MMEngine's.
 
     Returns:
         list[Path]: Without the best ones that hooks have kept.
@@ -321,7 +328,7 @@ def list_checkpoints(work_dir: str | Path) -> list[Path]:
         path
         for folder in dict.fromkeys([work_dir.resolve(), *elsewhere])  # with the hook's out_dir they are in two
         for path in folder.glob('*.pth')
-        if path.is_file() and not path.name.startswith(('best_', '.'))
+        if path.is_file() and is_of_training(path.name, template)  # others may be what it started from
     ]
     files.sort(key=lambda path: path.stat().st_mtime_ns, reverse=True)
     if name:
@@ -329,11 +336,12 @@ def list_checkpoints(work_dir: str | Path) -> list[Path]:
     return list(dict.fromkeys(path.resolve() for path in files if path.is_file()))
 
 
-def find_training_state(work_dir: str | Path) -> tuple[str, dict[str, Any]] | None:
+def find_training_state(work_dir: str | Path, template: str = 'epoch_{}.pth') -> tuple[str, dict[str, Any]] | None:
     """The last checkpoint in a work directory that is whole; each that is torn is named on stderr.
 
     Args:
         work_dir (str or Path): Where MMEngine's ``last_checkpoint`` and checkpoints are.
+        template (str): The ``filename_tmpl`` of the hook that saves them. Defaults to MMEngine's.
 
     Returns:
         tuple[str, dict] or None: Its path and what it holds; None if there is no checkpoint.
@@ -343,7 +351,7 @@ def find_training_state(work_dir: str | Path) -> tuple[str, dict[str, Any]] | No
         UnsafeCheckpointError: The one that would be used asks for code.
     """
     torn = []
-    for path in list_checkpoints(work_dir):
+    for path in list_checkpoints(work_dir, template):
         try:
             checkpoint = read_training_state(path)
         except TornCheckpointError as error:

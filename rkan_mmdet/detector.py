@@ -15,7 +15,6 @@ from mmcv.transforms import Compose
 from mmdet.models import BaseDetector
 from mmdet.models.dense_heads import RPNHead
 from mmdet.models.roi_heads.mask_heads import FusedSemanticHead
-from mmdet.registry import DATASETS
 from mmdet.structures import DetDataSample
 from mmdet.structures.mask import encode_mask_results
 from mmdet.visualization import DetLocalVisualizer
@@ -28,7 +27,7 @@ from pycocotools import mask as mask_utils
 from torch import nn
 
 from .checkpoint import dataset_meta_of
-from .launch import UserError, build_model, check_checkpoint, check_config, load_exactly
+from .launch import UserError, build_dataset, build_model, check_checkpoint, check_config, load_exactly
 
 
 class UnreadableImage(UserError):
@@ -75,7 +74,7 @@ def _first_dataset(cfg: Config) -> Any:
         dataset = dataset['dataset'] if 'dataset' in dataset else dataset['datasets'][0]
     if not dataset or not dataset.get('pipeline'):
         raise UserError('the config has no test_dataloader.dataset.pipeline, which says how an image is prepared')
-    return DATASETS.build(dict(dataset, lazy_init=True))
+    return build_dataset(dict(dataset, lazy_init=True))
 
 
 def _check_classes(model: nn.Module, classes: Any, source: str) -> tuple[str, ...]:

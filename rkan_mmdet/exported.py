@@ -127,7 +127,7 @@ class Difference(NamedTuple):
     @property
     def few_missing(self) -> bool:
         """Whether those may be near ties, which draw others after them; most are found again in any case."""
-        return self.missing <= max(min(4 + 0.05 * self.detections, self.detections - 1), 0)
+        return self.missing <= min(4 + 0.05 * self.detections, self.detections // 2)
 
     def join(self, other: Difference) -> Difference:
         """The difference over both."""

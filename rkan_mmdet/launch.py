@@ -23,6 +23,7 @@ from mmengine.config import Config, ConfigDict, DictAction
 from .checkpoint import (
     CheckpointError,
     find_training_state,
+    is_of_training,
     load_from_http,
     read_checkpoint,
     read_training_state,
@@ -46,6 +47,9 @@ _KINDS: dict[str, type] = {
     'default_scope': str,
     'work_dir': str,
 }
+
+# What remembers something that no checkpoint holds.
+FORGETFUL = {'EarlyStoppingHook', 'BatchSyncRandomResize', 'CachedMosaic', 'CachedMixUp', 'DynamicRoIHead'}
 
 
 class _Options(DictAction):
@@ -160,8 +164,8 @@ def _move_data_root(cfg: Config, root: str) -> None:
 
     def moved(value: Any) -> Any:
         if isinstance(value, dict):
-            for key in value:
-                value[key] = moved(value[key])
+            for key, item in dict.items(value):  # ConfigDict's own would import what lazy configs name
+                dict.__setitem__(value, key, moved(item))
         elif isinstance(value, list):
             value[:] = [moved(item) for item in value]
         elif isinstance(value, str) and (value == old or value.startswith(old + '/')):
@@ -211,7 +215,8 @@ def _needs(cfg: Config, loader: str) -> tuple[str, ...]:
     """What annotations must have besides, to be evaluated."""
     evaluator = cfg.get(f'{loader.split("_")[0]}_evaluator') if not loader.startswith('train') else None
     metrics = [metric for part in dicts(evaluator) for metric in _listed(part.get('metric'))]
-    known = any(type_name(part) == 'CocoMetric' for part in dicts(evaluator))
+    # without a file it makes one of the data set
+    known = any(type_name(part) == 'CocoMetric' and part.get('ann_file') for part in dicts(evaluator))
     return ('iscrowd', *(['segmentation'] if 'segm' in metrics else [])) if known else ()
 
 
@@ -287,7 +292,7 @@ def _check_annotations(path: Path, dataset: ConfigDict, needs: tuple[str, ...]) 
     if kind is None:
         return
     try:
-        check_coco(path, _classes(dataset, kind), needs)
+        check_coco(path, _classes(dataset, kind), needs, all_classes=bool(needs))
     except ValueError as error:
         raise UserError(str(error)) from error
 
@@ -341,7 +346,7 @@ def prepare_training(cfg: Config, resume: str | None = None) -> dict[str, Any] |
         cfg.resume, cfg.load_from = True, resume
     state = None
     if resume == 'auto' or (cfg.get('resume') and not cfg.get('load_from')):
-        found = find_training_state(cfg.work_dir)
+        found = find_training_state(cfg.work_dir, _template(cfg))
         cfg.resume = found is not None
         if found is None:
             _check_work_dir(cfg, None)
@@ -364,10 +369,21 @@ def prepare_training(cfg: Config, resume: str | None = None) -> dict[str, Any] |
             # the loader takes its seed before MMEngine reads the checkpoint's
             cfg.randomness = dict(cfg.get('randomness') or {}, seed=state['meta'].get('seed'))
         kinds = {type_name(part) for part in dicts(cfg._cfg_dict)}
-        for kind in sorted(kinds & {'EarlyStoppingHook', 'BatchSyncRandomResize', 'CachedMosaic', 'CachedMixUp'}):
+        for kind in sorted(kinds & FORGETFUL):
             print(f'warning: {kind} remembers what no checkpoint holds: the resumed run is not the undisturbed one')
+        batches = (cfg.get('optim_wrapper') or {}).get('accumulative_counts', 1)
+        if state['meta']['iter'] % batches:
+            print(
+                f'warning: {cfg.load_from} was saved between two steps of the optimizer, which takes one every '
+                f'{batches} batches: their gradients are lost, and the resumed run is not the undisturbed one'
+            )
     _add_hooks(cfg)
     return state
+
+
+def _template(cfg: Config) -> str:
+    """Of the names of a training's checkpoints, besides MMEngine's own."""
+    return ((cfg.get('default_hooks') or {}).get('checkpoint') or {}).get('filename_tmpl') or 'epoch_{}.pth'
 
 
 def _check_work_dir(cfg: Config, resumed: str | None) -> None:
@@ -375,13 +391,11 @@ def _check_work_dir(cfg: Config, resumed: str | None) -> None:
     saving = (cfg.get('default_hooks') or {}).get('checkpoint') or {}
     work_dir, elsewhere = Path(cfg.work_dir), saving.get('out_dir')
     folders = [work_dir, *([Path(elsewhere, work_dir.name)] if elsewhere and '://' not in elsewhere else [])]
-    template = saving.get('filename_tmpl') or 'epoch_{}.pth'
-    own = r'\d+'.join(re.escape(part) for part in re.split(r'\{.*?\}', template))
     there = [
         path
         for folder in folders
         for path in sorted(folder.glob('*.pth'))
-        if re.match(rf'(epoch|iter|best)_|{own}$', path.name)
+        if path.name.startswith('best_') or is_of_training(path.name, _template(cfg))
     ]
     if there and (resumed is None or Path(resumed).resolve().parent not in [folder.resolve() for folder in folders]):
         names = ', '.join(path.name for path in there[:3]) + ', ...' * (len(there) > 3)
@@ -456,6 +470,8 @@ def reading_config() -> Iterator[None]:
     """Say in one line that a config has something of a kind that nobody looks for at that place."""
     try:
         yield
+    except CheckpointError:
+        raise
     except (AttributeError, KeyError, TypeError, ValueError, ImportError, RuntimeError) as error:
         raise UserError(f'the config can not be used: {_one_line(error)}') from error
 
@@ -537,6 +553,20 @@ def build_model(cfg: Config, part: ConfigDict | None = None) -> torch.nn.Module:
         return MODELS.build(copy.deepcopy(part or cfg.model))  # some detectors write into what they are built from
     except Exception as error:  # an option that a class does not know, a class that no registry knows, ...
         raise UserError(f'the model of the config can not be built: {_one_line(error)}') from error
+
+
+def build_dataset(dataset: ConfigDict) -> Any:
+    """Build a data set of a config.
+
+    Raises:
+        UserError: It can not be built. ``RKAN_DEBUG=1`` shows where.
+    """
+    from mmdet.registry import DATASETS
+
+    try:
+        return DATASETS.build(dataset)
+    except Exception as error:  # an option that a class does not know, a class that no registry knows, ...
+        raise UserError(f'a data set of the config can not be built: {_one_line(error)}') from error
 
 
 def backbone_of(model: torch.nn.Module) -> torch.nn.Module:

@@ -171,11 +171,10 @@ def build_pair(cfg: Config, checkpoint: str, device: str = 'cpu') -> tuple[Any, 
     Returns:
         tuple: The detector in eval mode, and the data set.
     """
-    from mmdet.registry import DATASETS
-
+    from .launch import build_dataset
     from .speed import build_detector
 
-    return build_detector(cfg, checkpoint, device), DATASETS.build(cfg.test_dataloader.dataset)
+    return build_detector(cfg, checkpoint, device), build_dataset(cfg.test_dataloader.dataset)
 
 
 def _steps(dataset: Any) -> list[Any]:

@@ -89,6 +89,15 @@ class Item(NamedTuple):
     frame: np.ndarray | None = None
 
 
+def _files_below(path: Path) -> Iterator[Path]:
+    """The files in a folder and in those in it, linked ones too, each folder once."""
+    seen = set()
+    for folder, folders, names in os.walk(path, followlinks=True):
+        seen.add(os.path.realpath(folder))
+        folders[:] = [name for name in sorted(folders) if os.path.realpath(os.path.join(folder, name)) not in seen]
+        yield from (Path(folder, name) for name in names if Path(folder, name).is_file())
+
+
 class Images:
     """The images of a folder and of the folders in it, sorted; or one image. Hidden files are passed over."""
 
@@ -100,7 +109,7 @@ class Images:
         if path.is_file():
             self._root, self._files = path.parent, [path]
             return
-        files = sorted(file.relative_to(path) for file in path.rglob('*') if file.is_file())
+        files = sorted(file.relative_to(path) for file in _files_below(path))
         files = [file for file in files if not any(part.startswith('.') for part in file.parts)]
         self._files = [path / file for file in files if file.suffix.lower() in IMG_EXTENSIONS]
         self.ignored = [str(file) for file in files if file.suffix.lower() not in IMG_EXTENSIONS]

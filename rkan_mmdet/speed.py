@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from mmcv.cnn import fuse_conv_bn
 from mmcv.ops import DeformConv2d, ModulatedDeformConv2d
-from mmdet.registry import DATASETS
+from mmdet.models.backbones.csp_darknet import Focus
 from mmdet.structures import DetDataSample
 from mmdet.testing import demo_mm_inputs
 from mmengine.config import Config
@@ -22,7 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode, conv_flop_count, sdpa_back
 from .backbones import ResidualPath, fuse_paths
 from .data.guard import guard
 from .detector import load_weights
-from .launch import UserError, build_model
+from .launch import UserError, build_dataset, build_model
 from .ops.cpp_kan_conv import FLOP_FORMULAS
 
 
@@ -79,7 +79,8 @@ def share_weights(model: nn.Module, plain: nn.Module) -> bool:
 
 def count_channels(model: nn.Module) -> int:
     """Of the images that a model takes."""
-    return next(module for module in model.modules() if isinstance(module, nn.Conv2d)).in_channels
+    first = next(module for module in model.modules() if isinstance(module, (nn.Conv2d, Focus)))
+    return first.in_channels if isinstance(first, nn.Conv2d) else first.conv.conv.in_channels // 4  # of four pixels
 
 
 def random_batch(size: tuple[int, int], batch_size: int, channels: int = 3) -> dict[str, list]:
@@ -97,7 +98,7 @@ def random_batch(size: tuple[int, int], batch_size: int, channels: int = 3) -> d
 def dataset_batches(cfg: Config, images: int, batch_size: int) -> list[dict[str, list]]:
     """The first images of the config's test set, through its pipeline; their loading is not timed."""
     init_default_scope(cfg.get('default_scope') or 'mmdet')
-    dataset = DATASETS.build(cfg.test_dataloader.dataset)
+    dataset = build_dataset(cfg.test_dataloader.dataset)
     if not len(dataset):
         raise UserError('the test set holds no image')
     guard(dataset)

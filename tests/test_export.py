@@ -353,7 +353,7 @@ def test_sizes() -> None:
 
 @pytest.mark.parametrize(
     ('detections', 'missing', 'few'),
-    [(0, 0, 1), (0, 1, 0), (1, 0, 1), (1, 1, 0), (3, 2, 1), (3, 3, 0), (40, 6, 1), (40, 7, 0), (700, 39, 1)],
+    [(0, 0, 1), (0, 1, 0), (1, 0, 1), (1, 1, 0), (3, 1, 1), (3, 2, 0), (5, 4, 0), (40, 6, 1), (40, 7, 0), (700, 39, 1)],
 )
 def test_most_detections_are_found_again(detections: int, missing: int, few: int) -> None:
     assert Difference(detections, missing).few_missing == bool(few)

@@ -14,18 +14,20 @@ import pytest
 import torch
 from mmengine.config import Config
 
-from rkan_mmdet.checkpoint import CheckpointError
+from rkan_mmdet.checkpoint import CheckpointError, TornCheckpointError
 from rkan_mmdet.launch import (
     UserError,
     _check_fit,
     _check_scaled_lr,
     _check_weights,
     backbone_of,
+    build_dataset,
     check_config,
     load_config,
     load_exactly,
     prepare_training,
     read_config,
+    reading_config,
     start_training,
 )
 
@@ -67,6 +69,22 @@ def test_a_data_root_below_which_all_lies(root: str, tmp_path: Path) -> None:
     assert cfg.val_dataloader.dataset == dict(data_root='/new/', ann_file='a/val.json', data_prefix=dict(img='val/'))
     assert (cfg.data_root, cfg.val_evaluator.ann_file) == ('/new/', '/new/a/val.json')
     assert (cfg.load_from, cfg.work_dir) == ('./w.pth', '')
+
+
+def test_a_lazy_config_moves_too(tmp_path: Path) -> None:
+    (tmp_path / 'base.py').write_text(
+        "from mmdet.datasets import CocoDataset\nfrom mmdet.evaluation import CocoMetric\ndata_root = 'data/coco/'\n"
+        'train_dataloader = dict(dataset=dict(type=CocoDataset, data_root=data_root))\n'
+        "val_evaluator = dict(type=CocoMetric, ann_file=data_root + 'annotations/instances_val2017.json')\n"
+    )
+    (tmp_path / 'lazy.py').write_text(
+        'from mmengine.config import read_base\nwith read_base():\n    from .base import *\n'
+    )
+    cfg = read_config(str(tmp_path / 'lazy.py'), dict(data_root='/new'))
+    assert cfg.train_dataloader.dataset.data_root == '/new/'
+    assert cfg.val_evaluator.ann_file == '/new/annotations/instances_val2017.json'
+    (tmp_path / 'dumped.py').write_text(cfg.pretty_text)  # as a runner writes it into the work directory
+    assert read_config(str(tmp_path / 'dumped.py')).train_dataloader.dataset.data_root == '/new/'
 
 
 def test_panoptic_annotations_are_not_of_boxes(shapes_root: str, tmp_path: Path) -> None:
@@ -191,6 +209,20 @@ def test_what_an_evaluation_needs_is_asked_for_before_the_training(shapes_root: 
         cfg.val_dataloader.dataset.ann_file = str(tmp_path / 'val.json')
         with pytest.raises(UserError, match=rf"annotations\[0\] has no '{key}'"):
             check_config(cfg, ('val_dataloader',), loads_weights=False)
+    cfg.val_evaluator.ann_file = None  # then the metric makes the file from the data set, which has read it
+    check_config(cfg, ('val_dataloader',), loads_weights=False)
+
+
+def test_a_class_that_is_not_evaluated_is_named_before_the_training(shapes_root: str, tmp_path: Path) -> None:
+    content = json.loads(Path(shapes_root, 'annotations/instances_val.json').read_text())
+    gone = content['categories'].pop()['id']
+    content['annotations'] = [a for a in content['annotations'] if a['category_id'] != gone]
+    (tmp_path / 'val.json').write_text(json.dumps(content))
+    cfg = load(DEMO, data_root=shapes_root)
+    cfg.train_dataloader.dataset.ann_file = cfg.val_dataloader.dataset.ann_file = str(tmp_path / 'val.json')
+    check_config(cfg, ('train_dataloader',), loads_weights=False)
+    with pytest.raises(UserError, match=r'val\.json has no category ring, a prediction of which would stop'):
+        check_config(cfg, ('val_dataloader',), loads_weights=False)
 
 
 def test_a_new_training_replaces_no_checkpoint(tmp_path: Path) -> None:
@@ -241,6 +273,31 @@ def test_what_no_checkpoint_holds_is_said(tmp_path: Path, capsys: pytest.Capture
     cfg.custom_hooks = [dict(type='EarlyStoppingHook', monitor='coco/bbox_mAP')]
     prepare_training(cfg, 'auto')
     assert 'warning: EarlyStoppingHook remembers what no checkpoint holds' in capsys.readouterr().out
+    for counts, said in ((2, False), (4, True)):
+        cfg.optim_wrapper.accumulative_counts = counts
+        prepare_training(cfg, 'auto')
+        assert ('between two steps of the optimizer' in capsys.readouterr().out) is said
+
+
+def test_what_a_training_starts_from_is_not_resumed(tmp_path: Path) -> None:
+    state = dict(meta=dict(epoch=9, iter=90), state_dict=dict(a=torch.ones(1)), message_hub={}, optimizer={})
+    torch.save(state, tmp_path / 'init.pth')
+    cfg = load(DEMO, tmp_path, load_from=str(tmp_path / 'init.pth'))
+    assert prepare_training(cfg, 'auto') is None
+    assert (cfg.resume, cfg.load_from) == (False, str(tmp_path / 'init.pth'))
+    cfg.default_hooks.checkpoint.filename_tmpl = 'ckpt_{:02d}.pth'
+    torch.save(dict(state, meta=dict(epoch=1, iter=10)), tmp_path / 'ckpt_01.pth')
+    assert prepare_training(cfg, 'auto')['meta']['iter'] == 10
+
+
+def test_a_torn_checkpoint_is_no_fault_of_the_config() -> None:
+    with pytest.raises(TornCheckpointError), reading_config():
+        raise TornCheckpointError('a.pth is torn')
+
+
+def test_a_data_set_that_no_registry_knows() -> None:
+    with pytest.raises(UserError, match=r'a data set of the config can not be built: .*Unknown'):
+        build_dataset(dict(type='Unknown'))
 
 
 def test_a_scaled_rate_of_other_gpus_is_refused() -> None:

@@ -33,7 +33,7 @@ def main() -> None:
     if args.dst.is_dir():
         raise UserError(f'{args.dst} is a folder; name a file')
     cfg = read_config(args.config)
-    if 'backbone' not in cfg.model:
+    if 'backbone' not in (cfg.get('model') or {}):
         raise UserError(f'{args.config} has no model.backbone: name the config of the detector within')
     model = build_model(cfg, None if args.direction == 'from-plain' else cfg.model.backbone)
     try:

@@ -24,15 +24,23 @@ class Archive(NamedTuple):
     md5: str
     size: int
     folder: str  # what it unpacks to
-    files: int  # how many files that are
+    pattern: str  # of the files there that detectors need
+    files: int  # how many those are
 
 
 ARCHIVES = {
     'annotations': Archive(
-        'annotations/annotations_trainval2017.zip', 'f4bbac642086de4f52a3fdda2de5fa2c', 252907541, 'annotations', 6
+        'annotations/annotations_trainval2017.zip',
+        'f4bbac642086de4f52a3fdda2de5fa2c',
+        252907541,
+        'annotations',
+        'instances_*2017.json',
+        2,
     ),
-    'val': Archive('zips/val2017.zip', '442b8da7639aecaf257c1dceb8ba8c80', 815585330, 'val2017', 5000),
-    'train': Archive('zips/train2017.zip', 'cced6f7f71b7629ddf16f17bbcfab6b2', 19336861798, 'train2017', 118287),
+    'val': Archive('zips/val2017.zip', '442b8da7639aecaf257c1dceb8ba8c80', 815585330, 'val2017', '*.jpg', 5000),
+    'train': Archive(
+        'zips/train2017.zip', 'cced6f7f71b7629ddf16f17bbcfab6b2', 19336861798, 'train2017', '*.jpg', 118287
+    ),
 }
 CHUNK = 1 << 20
 
@@ -53,7 +61,11 @@ def parse_args() -> argparse.Namespace:
 def is_unpacked(archive: Archive, root: Path) -> bool:
     folder = root / archive.folder
     # the archive goes when all is unpacked: beside it the last file may be cut
-    return not part_of(archive, root).exists() and folder.is_dir() and len(list(folder.iterdir())) >= archive.files
+    return (
+        not part_of(archive, root).exists()
+        and folder.is_dir()
+        and len(list(folder.glob(archive.pattern))) >= archive.files
+    )
 
 
 def part_of(archive: Archive, root: Path) -> Path:

@@ -103,7 +103,9 @@ def load(args: argparse.Namespace) -> tuple[Config, nn.Module, bool]:
             raise
         has_data = False
     if args.score_thr is not None:
-        test_cfg = cfg.model.test_cfg
+        test_cfg = (cfg.get('model') or {}).get('test_cfg')
+        if test_cfg is None:
+            raise UserError(f'{args.config} has no model.test_cfg, to whose score_thr --score-thr could go')
         test_cfg.get('rcnn', test_cfg).score_thr = args.score_thr
     from rkan_mmdet.speed import build_detector
 

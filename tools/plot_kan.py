@@ -15,11 +15,18 @@ import cv2
 import rich.progress
 import torch
 from mmdet.models import BaseDetector
-from mmdet.registry import DATASETS
 
 from rkan_mmdet.backbones import ResidualPath
 from rkan_mmdet.data.guard import guard
-from rkan_mmdet.launch import UserError, add_cfg_options, check_checkpoint, check_config, read_config, run_tool
+from rkan_mmdet.launch import (
+    UserError,
+    add_cfg_options,
+    build_dataset,
+    check_checkpoint,
+    check_config,
+    read_config,
+    run_tool,
+)
 from rkan_mmdet.plot import build_pair, draw_figures, draw_predictions
 from rkan_mmdet.report import NOTHING, kan_convs, look, make_html, png
 from rkan_mmdet.speed import build_detector
@@ -74,7 +81,7 @@ def main() -> None:
 
     seen, images, dataset = NOTHING, [], None
     if args.images:
-        dataset = DATASETS.build(cfg.test_dataloader.dataset)
+        dataset = build_dataset(cfg.test_dataloader.dataset)
         guard(dataset)
         with rich.progress.Progress(*rich.progress.Progress.get_default_columns()) as progress:
             track = partial(progress.track, description='images')

@@ -17,13 +17,17 @@ KEYS = dict(
 )
 
 
-def check_coco(path: str | Path, classes: Sequence[str] | None = None, needs: Sequence[str] = ()) -> None:
+def check_coco(
+    path: str | Path, classes: Sequence[str] | None = None, needs: Sequence[str] = (), all_classes: bool = False
+) -> None:
     """Refuse a file that is not of COCO's form, or whose categories the config would name wrongly.
 
     Args:
         path (str or Path): The annotation file; one of more than 64 MiB is not read.
         classes (Sequence[str], optional): The classes of the config. None: they are not looked at. Defaults to None.
         needs (Sequence[str]): What an annotation must have besides, for an evaluation. Defaults to ().
+        all_classes (bool): Whether every class must be a category of the file: ``CocoMetric`` stops at a prediction of
+            one that is not. Defaults to False.
 
     Raises:
         ValueError: What is wrong in it.
@@ -74,6 +78,12 @@ def check_coco(path: str | Path, classes: Sequence[str] | None = None, needs: Se
             refuse(f'area of annotations[{i}] must be a finite number, but is {annotation["area"]!r}')
     if classes is not None:
         _check_classes(path, [category['name'] for category in document['categories']], list(classes))
+        missing = [name for name in classes if name not in {category['name'] for category in document['categories']}]
+        if all_classes and missing:
+            raise ValueError(
+                f'annotation file {path} has no category {", ".join(missing)}, a prediction of which would stop the '
+                'evaluation: add it to its categories, or take it out of the classes of the config'
+            )
 
 
 def number(value: Any) -> float:

@@ -26,6 +26,9 @@ def test_sound_files_pass(tmp_path: Path, shapes_root: str) -> None:
     path = write(tmp_path / 'a.json', sound())
     for classes in (None, ('cat', 'dog'), ['cat'], ('cat', 'dog', 'never annotated')):
         check_coco(path, classes)
+    with pytest.raises(ValueError, match=r'a\.json has no category never annotated, a prediction of which would stop'):
+        check_coco(path, ('cat', 'dog', 'never annotated'), all_classes=True)
+    check_coco(path, ('cat', 'dog'), all_classes=True)
     check_coco(f'{shapes_root}/annotations/instances_train.json', ('disc', 'box', 'triangle', 'star', 'ring'))
     check_coco(write(tmp_path / 'b.json', dict(sound(), annotations=[])))
     check_coco(write(tmp_path / 'c.json', dict(images=sound()['images'], categories=sound()['categories'])))

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from mmcv.cnn import build_conv_layer
+from mmdet.models import CSPDarknet
 
 from rkan_mmdet.launch import read_config
 from rkan_mmdet.ops import KANConv2d
@@ -147,6 +148,7 @@ def test_images_of_the_test_set(shapes_root: str) -> None:
 def test_random_images_have_the_channels_of_the_model() -> None:
     model = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3))
     assert random_batch((32, 40), 2, count_channels(model))['inputs'][1].shape == (1, 32, 40)
+    assert count_channels(CSPDarknet(widen_factor=0.125)) == 3  # whose first convolution takes four pixels as one
 
 
 @pytest.mark.slow

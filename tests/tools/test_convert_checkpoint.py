@@ -68,3 +68,12 @@ def test_a_hostile_file_is_refused(tmp_path: Path) -> None:
     assert 'can not be read safely' in result.stderr
     assert not (tmp_path / 'touched').exists()
     assert not (tmp_path / 'out.pth').exists()
+
+
+def test_a_config_without_a_model(tmp_path: Path) -> None:
+    (tmp_path / 'data.py').write_text("data_root = 'data/'\n")
+    torch.save(dict(state_dict=dict(a=torch.ones(1))), tmp_path / 'a.pth')
+    result = tool('convert_checkpoint.py', 'from-plain', str(tmp_path / 'a.pth'), str(tmp_path / 'out.pth'),
+                  '--config', str(tmp_path / 'data.py'))  # fmt: skip
+    assert result.stderr.endswith('data.py has no model.backbone: name the config of the detector within\n')
+    assert result.returncode == 1

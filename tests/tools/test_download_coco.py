@@ -57,7 +57,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
             file.writestr('../outside.txt', 'must not be unpacked')
         data = path.read_bytes()
         digest = hashlib.md5(data).hexdigest()
-        archives[part] = tool.Archive(f'zips/{folder}.zip', digest, len(data), folder, len(names))
+        archives[part] = tool.Archive(f'zips/{folder}.zip', digest, len(data), folder, '*.jpg', len(names))
     monkeypatch.setattr(tool, 'ARCHIVES', archives)
     Handler.ranges, Handler.limit, Handler.requests = True, None, []
     httpd = http.server.ThreadingHTTPServer(('127.0.0.1', 0), functools.partial(Handler, directory=str(files)))
@@ -142,8 +142,18 @@ def test_the_real_list_is_whole() -> None:
     assert all(len(archive.md5) == 32 and archive.size > 10**8 for archive in fresh.ARCHIVES.values())
 
 
+def test_other_annotations_are_not_those_of_coco(tmp_path: Path) -> None:
+    (tmp_path / 'annotations').mkdir()
+    for i in range(6):
+        (tmp_path / f'annotations/panoptic_{i}.json').touch()
+    assert not tool.is_unpacked(tool.ARCHIVES['annotations'], tmp_path)
+    for part in ('train', 'val'):
+        (tmp_path / f'annotations/instances_{part}2017.json').touch()
+    assert tool.is_unpacked(tool.ARCHIVES['annotations'], tmp_path)
+
+
 def test_what_is_unpacked_needs_no_room_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    archive = tool.Archive('zips/val2017.zip', '', 1000, 'val2017', 2)
+    archive = tool.Archive('zips/val2017.zip', '', 1000, 'val2017', '*.jpg', 2)
     monkeypatch.setattr(tool.shutil, 'disk_usage', lambda _: SimpleNamespace(free=1200))
     with pytest.raises(UserError, match='GiB are needed'):
         tool.check_disk([archive], tmp_path)

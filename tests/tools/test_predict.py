@@ -88,6 +88,16 @@ def test_folder_of_the_test_set(tool: Callable, shapes_root: str, tmp_path: Path
         assert np.abs(drawn.astype(int) - original).max() > 100  # frames and labels
 
 
+def test_linked_folders_are_read_once(shapes_root: str, tmp_path: Path) -> None:
+    (tmp_path / 'in').mkdir()
+    (tmp_path / 'in/linked').symlink_to(Path(shapes_root, 'val'))
+    (tmp_path / 'in/linked-again').symlink_to(tmp_path / 'in/linked')
+    (tmp_path / 'in/round').symlink_to(tmp_path / 'in')
+    names = [item.name for item in predict.Images(tmp_path / 'in')]
+    assert len(names) == len(list(Path(shapes_root, 'val').iterdir()))
+    assert all(name.startswith('linked/') for name in names)
+
+
 def test_nothing_is_drawn_below_the_threshold_but_json_has_it(tool: Callable, shapes_root: str, tmp_path: Path) -> None:
     image = cv2.imread(f'{shapes_root}/val/000000.jpg')
     cv2.imwrite(str(tmp_path / 'a.png'), image)
