@@ -55,6 +55,16 @@ def test_op(options: dict) -> None:
     assert_same(conv, compiled, torch.randn(2, 6, 9, 12, dtype=torch.double), 1e-9)
 
 
+@pytest.mark.parametrize('backend', ['auto', 'eager'])
+@pytest.mark.parametrize('options', [dict(stride=2), dict(basis=dict(type='RBF'))], ids=str)
+def test_autocast_reaches_no_gradient(options: dict, backend: str) -> None:
+    """torch.compile takes gradients as autocast would, which would round sums over all pixels."""
+    conv = KANConv2d(6, backend=backend, **options)
+    compiled, x = torch.compile(conv, fullgraph=True, backend=GRAPH), torch.randn(2, 6, 33, 40)
+    with torch.autocast('cpu', dtype=torch.bfloat16):
+        assert_same(conv, compiled, x, 1e-4)
+
+
 def test_dynamic_shapes_are_compiled_once() -> None:
     conv = KANConv2d(4, stride=2)
     counter = torch._dynamo.testing.CompileCounterWithBackend('inductor')

@@ -6,7 +6,17 @@ import torch
 from torch import Tensor, nn
 
 from rkan_mmdet.ops import KANConv2d, can_run
-from rkan_mmdet.ops.eager import Spec, depthwise, expand, fold, is_compiling, is_exporting, join, sum_planes
+from rkan_mmdet.ops.eager import (
+    Spec,
+    depthwise,
+    expand,
+    fold,
+    is_compiling,
+    is_exporting,
+    join,
+    sum_planes,
+    without_autocast,
+)
 
 from .residual_path import ResidualPath
 
@@ -55,7 +65,7 @@ class FusedKANConv2d(nn.Module):
         """``Tensor[N, C, H, W]`` to ``Tensor[N, K*C, H', W']``; half precision is computed in fp32."""
         dtype = torch.float32 if x.dtype in (torch.float16, torch.bfloat16) else x.dtype
         weight, bias = self.weight.to(dtype), self.bias.to(dtype)
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x.device.type):
             cpp = self.backend in ('auto', 'cpp') and not can_run('cpp', basis=self.spec.basis, x=x)
             plain = is_exporting() or (is_compiling() and not cpp)
             if plain or (torch.is_grad_enabled() and x.requires_grad):
@@ -151,7 +161,7 @@ def fuse_paths(model: nn.Module) -> nn.Module:
         nn.Module: The model. Its state dict has other keys, and fits a model of the same config that was fused.
 
     Raises:
-        ValueError: The model is in training mode.
+        ValueError: The model, or a path of it, is in training mode.
 
     Examples:
         >>> from rkan_mmdet.backbones import RKANResNet
@@ -162,7 +172,7 @@ def fuse_paths(model: nn.Module) -> nn.Module:
         >>> torch.allclose(fuse_paths(model)(x)[3], before, atol=1e-5)
         True
     """
-    if model.training:
+    if any(module.training for module in model.modules() if module is model or isinstance(module, ResidualPath)):
         raise ValueError('model must be in eval mode, since its batch norms are folded, but is in training mode')
     for module in list(model.modules()):
         path = getattr(module, 'rkan', None)

@@ -215,6 +215,17 @@ class ResidualPath(BaseModule):
         self.aggregation = _build_aggregation(aggregation, out_channels)
         if zero_init:
             self.zero_()
+            if not all(norm.weight.requires_grad for norm in self._last_norms()):
+                raise ValueError(f'zero_init needs norms that are trained, but got norm_cfg={norm_cfg!r}')
+
+    def _last_norms(self) -> list[nn.Module]:
+        return [self.norm2] if self.shortcut is None else [self.norm2, self.shortcut[1]]
+
+    def is_dead(self) -> bool:
+        """Whether the path gives 0 and is frozen."""
+        return not any(p.requires_grad for p in self.parameters()) and not any(
+            norm.weight is None or norm.weight.any() for norm in self._last_norms()
+        )
 
     def zero_(self) -> None:
         """Zero the last norms: the path gives 0, and the stage is the plain one.
@@ -227,7 +238,7 @@ class ResidualPath(BaseModule):
                 "zero_init must be False with aggregation 'gating', but got True: a path of zeros still scales the "
                 "stage's output by sigmoid(bias)"
             )
-        norms = [self.norm2] if self.shortcut is None else [self.norm2, self.shortcut[1]]
+        norms = self._last_norms()
         if any(norm.weight is None for norm in norms):
             raise ValueError(f'zero_init needs norms with a weight, but got {self.norm2}')
         for norm in norms:

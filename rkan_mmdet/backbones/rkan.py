@@ -86,17 +86,19 @@ def _evaluating(module: nn.Module) -> Iterator[None]:
 
 
 def _runs_children(stage: nn.Module, path: ResidualPath, in_channels: int) -> bool:
-    """Whether a stage runs whatever its children are, so that another one changes what it makes."""
-    x = torch.linspace(-1, 1, in_channels * 33 * 33).to(path.conv_reduce.weight).view(1, in_channels, 33, 33)
+    """Whether a stage runs whatever its children are, a path among them."""
+    ran = []
+    handle = path.register_forward_pre_hook(lambda *_: ran.append(True))
     with _evaluating(stage), _evaluating(path):
-        before = stage(x)
         stage.add_module('rkan', path)
         try:
-            return not torch.equal(stage(x), before)
+            stage(path.conv_reduce.weight.new_zeros(1, in_channels, 33, 33))
         except Exception:  # the path does not follow the last of its children
             return True
         finally:
             del stage.rkan
+            handle.remove()
+    return bool(ran)
 
 
 def probe_stage(stage: nn.Module, name: str) -> tuple[int, int, int]:
@@ -105,9 +107,11 @@ def probe_stage(stage: nn.Module, name: str) -> tuple[int, int, int]:
     if not convs:
         raise ValueError(f'stage {name!r} ({type(stage).__name__}) has no 2D convolution to tell its input channels')
     in_channels = convs[0].in_channels
+    x = torch.linspace(-1, 1, in_channels * 33 * 33).to(convs[0].weight).view(1, in_channels, 33, 33)
+    before = x.clone()
     try:
         with _evaluating(stage):
-            out = stage(convs[0].weight.new_zeros(1, in_channels, 33, 33))
+            out = stage(x)
     except Exception as error:
         raise ValueError(
             f'stage {name!r} ({type(stage).__name__}) does not take one tensor of {in_channels} channels, so a '
@@ -117,6 +121,11 @@ def probe_stage(stage: nn.Module, name: str) -> tuple[int, int, int]:
         raise ValueError(
             f'stage {name!r} ({type(stage).__name__}) must give one tensor of shape (N, C, H, W), '
             f'but gave {type(out).__name__}'
+        )
+    if not x.is_meta and not torch.equal(x, before):
+        raise ValueError(
+            f'stage {name!r} ({type(stage).__name__}) changes its input in place, so that a path beside it would take '
+            'another: let what it begins with be of inplace=False'
         )
     height, width = out.shape[2:]
     stride = 32 // (height - 1) if height > 1 else 0
@@ -194,6 +203,7 @@ def attach_paths(
                 raise ValueError(f'stage {name!r} ({type(stage).__name__}) has a path, or something else named rkan')
             in_channels, out_channels, stride = probe_stage(stage, name)
             path = ResidualPath(in_channels, out_channels, stride, is_last=i == len(stages) - 1, **settings[i])
+            path.to(next(stage.parameters())).train(backbone.training)
             stage._is_sequence = type(stage).forward is nn.Sequential.forward
             stage._runs_children = not stage._is_sequence and _runs_children(stage, path, in_channels)
             stage.add_module('rkan', path)
@@ -251,6 +261,14 @@ class _WithPaths(_Mixin):
         """
         with _checked_loading(self):
             super().init_weights()
+        for name, module in self.named_modules():
+            if isinstance(module, ResidualPath) and module.is_dead():
+                print_log(
+                    f'{name} is frozen with its stage, and starts at zero: it adds nothing, unless a checkpoint has it '
+                    'or adapter=True lets it be trained.',
+                    logger='current',
+                    level=logging.WARNING,
+                )
 
     def _freeze_stages(self) -> None:
         adapters = [m for m in self.modules() if isinstance(m, ResidualPath) and m.adapter]
@@ -278,7 +296,8 @@ def RKANBackbone(
 ) -> nn.Module:
     """Any backbone that is built of stages which take one tensor and give one, with residual KAN paths.
 
-    The backbone stays what it is: its class, its forward and its state-dict keys.
+    The backbone stays what it is: its class, its forward and its state-dict keys. ``aggregation='se'`` has no biases
+    unless asked for (``dict(type='se', bias=True)``), whatever the backbone is.
 
     Args:
         backbone (dict): Config of the plain backbone.

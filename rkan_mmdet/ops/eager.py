@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -53,18 +54,26 @@ def _monomials(basis: Polynomial, weight: Tensor) -> Tensor:
     return weight.new_tensor(basis.monomials())
 
 
+def without_autocast(device: str) -> AbstractContextManager:
+    """Autocast switched off on a type of device, where there is such a thing."""
+    if device in ('cpu', 'cuda') or getattr(torch.amp, 'is_autocast_available', lambda _: False)(device):
+        return torch.autocast(device, enabled=False)
+    return nullcontext()
+
+
 def fold(
     basis_weight: Tensor | None, linear_bias: Tensor | None, kernel_size: tuple[int, int], basis: Basis
 ) -> tuple[Tensor | None, Tensor | None]:
     """The kernels (K, planes, kh, kw) of the functions, and the constant (K,) that is added to every output."""
     if basis_weight is None:
         return None, linear_bias
+    # no matrix products: under torch.compile their gradients would be taken in autocast's half precision
     if is_monomial(basis):
-        basis_weight = basis_weight @ _monomials(basis, basis_weight)
+        basis_weight = (basis_weight[..., None] * _monomials(basis, basis_weight)).sum(-2)
         constant = basis_weight[..., 0].sum(1)
     else:
         zero = torch.zeros((), dtype=basis_weight.dtype, device=basis_weight.device)
-        constant = basis_weight.sum(1) @ torch.stack(basis.values(zero))
+        constant = (basis_weight.sum(1) * torch.stack(basis.values(zero))).sum(1)
     kernels = (basis_weight[..., 1:] if isinstance(basis, Polynomial) else basis_weight).transpose(1, 2)
     kernels = kernels.reshape(*kernels.shape[:2], *kernel_size)
     return kernels, constant if linear_bias is None else constant + linear_bias
@@ -283,7 +292,7 @@ class _PlanesConv2d(torch.autograd.Function):
         if of_constant:
             by_kernel = grad.unflatten(1, (len(linear), -1))
             grad_constant = by_kernel.sum((0, 2, 3, 4), dtype=linear.dtype)
-        with torch.autocast(saved.device.type, enabled=False):
+        with without_autocast(saved.device.type):
             if torch.is_grad_enabled() and not is_compiling():  # the gradient is to be differentiated in its turn
                 inputs = [t for t, needed in zip((saved, linear, functions), ctx.needs_input_grad) if needed]
                 y = shifted(saved, linear, functions, ctx.spec)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -14,7 +15,14 @@ from rkan_mmdet.checks import check_choice, check_int, check_pair
 
 from . import cpp_kan_conv
 from .bases import Basis, build_basis
-from .eager import MAX_MONOMIAL_DEGREE, is_compiling, is_exporting, is_monomial, kan_conv2d_eager
+from .eager import (
+    MAX_MONOMIAL_DEGREE,
+    is_compiling,
+    is_exporting,
+    is_monomial,
+    kan_conv2d_eager,
+    without_autocast,
+)
 from .reference import kan_conv2d_reference
 
 logger = logging.getLogger('rkan_mmdet')
@@ -96,7 +104,24 @@ def _why_not_triton(x: Tensor | None) -> str:
         return f"backend 'triton' needs a tensor on a GPU, but x is on {x.device}"
     if x is not None and x.dtype not in (torch.float32, torch.float16, torch.bfloat16):
         return f"backend 'triton' computes float32, float16 and bfloat16, but x is {x.dtype}"
+    if x is not None and x.is_cuda and not _NO_TRITON and not is_compiling():
+        return _why_no_launch(x.device)
     return _NO_TRITON
+
+
+@lru_cache
+def _why_no_launch(device: torch.device) -> str:
+    """Why Triton can not launch kernels on a GPU; it needs a C compiler and Python's headers to do so."""
+    capability = torch.cuda.get_device_capability(device)
+    if torch.version.hip is None and capability < (7, 0):
+        return f"backend 'triton' needs a GPU of compute capability (7, 0), but {device} has {capability}"
+    try:
+        from triton.runtime import driver
+
+        driver.active.get_current_target()
+    except Exception as error:
+        return f"backend 'triton' can not launch kernels: {error}"
+    return ''
 
 
 def _choose(backend: str, normalization: str, basis: Basis, x: Tensor | None) -> str:
@@ -214,6 +239,8 @@ def _compute(
 ) -> Tensor:
     """:func:`kan_conv2d` of arguments that fit each other; the weights in its order."""
     for size, k, p, d in zip(x.shape[2:], sizes['kernel_size'], sizes['padding'], sizes['dilation']):
+        if size < 1:
+            raise ValueError(f'x must have a height and a width of at least 1, but got {tuple(x.shape)}')
         if size + 2 * p < d * (k - 1) + 1:
             raise ValueError(
                 f'the window (kernel_size={k}, dilation={d}) is larger than the padded input: '
@@ -227,7 +254,7 @@ def _compute(
         from .triton_kan_conv import kan_conv2d_triton  # triton need not be there
 
         return kan_conv2d_triton(x, *weights[:4], basis, **sizes)
-    with torch.autocast(x.device.type, enabled=False):
+    with without_autocast(x.device.type):
         if chosen in ('eager', 'cpp'):
             return kan_conv2d_eager(x, *weights[:4], basis, **sizes, cpp=chosen == 'cpp').to(x.dtype)
         y = kan_conv2d_reference(

@@ -37,6 +37,13 @@ def _tanh(x):
     return tl.where(square < 0.0625, series, tl.where(x < 0, -ratio, ratio))
 
 
+@triton.jit
+def _at(pointer, image, c, h, w, sn, sc, sh, sw):
+    """Where pixels (BLOCK_P) of channels (1, BLOCK_C) lie; one image may have more elements than 32 bits count."""
+    pixels = image.to(tl.int64) * sn + h.to(tl.int64) * sh + w.to(tl.int64) * sw
+    return pointer + pixels[:, None] + c.to(tl.int64) * sc
+
+
 # Helpers, since an index in the bodies of unrolled loops can not have a name there.
 @triton.jit
 def _add_value(totals, N: tl.constexpr, weights, FIRST: tl.constexpr, DEGREE: tl.constexpr, x, u):
@@ -117,7 +124,7 @@ def _forward(
     for _ in tl.static_range(TH * TW):
         totals = totals + (tl.zeros((BLOCK_P, BLOCK_C), tl.float32) + weights[KH * KW * (DEGREE + 1)],)
     h, w = top * SH - PH, left * SW - PW
-    x_ptr += (image.to(tl.int64) * xn + h * xh + w * xw)[:, None] + c * xc
+    x_ptr = _at(x_ptr, image, c, h, w, xn, xc, xh, xw)
     columns = ()
     for q in tl.static_range((TW - 1) * SW + (KW - 1) * DW + 1):
         columns = columns + (((w + q >= 0) & (w + q < width))[:, None],)
@@ -137,7 +144,7 @@ def _forward(
                             totals, (r - i * DH) // SH * TW + (q - j * DW) // SW,
                             weights, (i * KW + j) * (DEGREE + 1), DEGREE, x, u,
                         )  # fmt: skip
-    y_ptr += (image.to(tl.int64) * yn + top * yh + left * yw)[:, None] + (k * channels + c) * yc
+    y_ptr = _at(y_ptr, image, k * channels + c, top, left, yn, yc, yh, yw)
     for a in tl.static_range(TH):
         for b in tl.static_range(TW):
             valid = ((top + a < out_height) & (left + b < out_width))[:, None]
@@ -185,7 +192,7 @@ def _backward(
         grads = ()
         h, w = top - UP, left - ACROSS
         for step in tl.static_range(KERNELS):
-            at = grad_ptr + (image.to(tl.int64) * gn + h * gh + w * gw)[:, None] + ((k + step) * channels + c) * gc
+            at = _at(grad_ptr, image, (k + step) * channels + c, h, w, gn, gc, gh, gw)
             for r in tl.static_range(ROWS):
                 row = inside & ((h + r >= 0) & (h + r < out_height))[:, None]
                 for q in tl.static_range(COLUMNS):
@@ -197,8 +204,8 @@ def _backward(
                         total = sums[(step + 1) * PER_KERNEL - 1] + grads[(step * ROWS + a + UP) * COLUMNS + b + ACROSS]
                         sums = sums[: (step + 1) * PER_KERNEL - 1] + (total,) + sums[(step + 1) * PER_KERNEL :]
         h, w = top * SH - PH, left * SW - PW
-        x_at = x_ptr + (image.to(tl.int64) * xn + h * xh + w * xw)[:, None] + c * xc
-        d_at = grad_x_ptr + (image.to(tl.int64) * dn + h * dh + w * dw)[:, None] + c * dc
+        x_at = _at(x_ptr, image, c, h, w, xn, xc, xh, xw)
+        d_at = _at(grad_x_ptr, image, c, h, w, dn, dc, dh, dw)
         for r in tl.static_range(TH * SH):
             row = inside & ((h + r >= 0) & (h + r < height))[:, None]
             for q in tl.static_range(TW * SW):

@@ -100,6 +100,10 @@ def test_other_norms_stay(norm_cfg: dict) -> None:
 def test_training_mode_is_refused() -> None:
     with pytest.raises(ValueError, match='model must be in eval mode'):
         fuse_paths(make().train())
+    model = make()
+    model.layer4.rkan.train()
+    with pytest.raises(ValueError, match='model must be in eval mode'):
+        fuse_paths(model)
 
 
 def test_gradients_of_the_input_still_flow() -> None:

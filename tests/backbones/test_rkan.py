@@ -336,6 +336,7 @@ class Wide(nn.Module):
         (nn.Sequential(nn.Conv2d(4, 4, 1), Wide()), "stage 'a' .* must give one tensor"),
         (nn.Sequential(nn.Conv2d(4, 4, 1), nn.Linear(5, 5)), "stage 'a' .* does not take one tensor of 4 channels"),
         (nn.Sequential(nn.Conv2d(4, 4, 2, stride=2)), 'makes 16x16 of 33x33'),
+        (nn.Sequential(nn.ReLU(inplace=True), nn.Conv2d(4, 4, 1)), "stage 'a' .* changes its input in place"),
     ],
 )
 def test_stages_that_no_path_fits_are_refused_by_name(stage: nn.Module, message: str) -> None:
@@ -401,6 +402,37 @@ def test_a_path_is_no_block_of_its_stage(kind: object, out_channels: int) -> Non
         torch.testing.assert_close(compiled(x), plain + net['a'].rkan(x))
     with pytest.raises(ValueError, match=r"stage 'a' .* has a path"):
         attach_paths(net, ['a'], [True])
+
+
+class Residual(nn.Sequential):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for block in self:
+            x = x + block(x)
+        return x
+
+
+def test_a_path_of_zeros_is_no_block_either() -> None:
+    net, x = nn.ModuleDict(dict(a=Residual(nn.Conv2d(4, 4, 3, padding=1)))), torch.randn(2, 4, 9, 9)
+    plain = net['a'](x)
+    attach_paths(net, ['a'], [True], dict(zero_init=True))
+    nn.init.ones_(net['a'].rkan.norm2.weight)  # as training does
+    torch.testing.assert_close(net.eval()['a'](x), plain + net['a'].rkan(x))
+
+
+def test_a_path_is_of_the_mode_and_dtype_of_its_backbone() -> None:
+    net, x = nn.ModuleDict(dict(a=nn.Sequential(nn.Conv2d(4, 6, 1)))).double().eval(), torch.randn(1, 4, 9, 9).double()
+    attach_paths(net, ['a'], [True])
+    assert not any(module.training for module in net.modules())
+    assert net['a'](x).dtype == torch.double
+
+
+def test_a_path_that_can_never_add_anything(log: Records) -> None:
+    with pytest.raises(ValueError, match='zero_init needs norms that are trained'):
+        RKANResNet(18, rkan=dict(zero_init=True, norm_cfg=dict(type='BN', requires_grad=False)))
+    for frozen, adapter, said in ((4, False, True), (4, True, False), (3, False, False)):
+        log.lines.clear()
+        RKANResNet(18, base_channels=8, frozen_stages=frozen, rkan=dict(zero_init=True, adapter=adapter)).init_weights()
+        assert any('layer4.rkan is frozen with its stage, and starts at zero' in line for line in log.lines) is said
 
 
 CSPNEXT = dict(type='mmdet.CSPNeXt', deepen_factor=0.17, widen_factor=0.25)

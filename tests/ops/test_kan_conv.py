@@ -210,6 +210,16 @@ def test_only_the_input_is_kept_for_the_backward_pass() -> None:
     assert sum(unique.values()) <= 1.1 * x.numel()
 
 
+def test_devices_without_autocast() -> None:
+    conv = KANConv2d(4, stride=2).to('meta')
+    assert conv(torch.empty(2, 4, 9, 8, device='meta')).shape == (2, 4, 5, 4)
+
+
+def test_an_image_without_pixels_is_named() -> None:
+    with pytest.raises(ValueError, match=r'height and a width of at least 1, but got \(2, 4, 0, 8\)'):
+        KANConv2d(4, padding=2)(torch.empty(2, 4, 0, 8))
+
+
 def test_the_reference_takes_plain_ints() -> None:
     conv = KANConv2d(2, stride=2)
     x = torch.randn(1, 2, 7, 7)
