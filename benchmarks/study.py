@@ -37,6 +37,7 @@ ARMS = {
     'linear': dict(stage_with_rkan=STAGE_4, rkan=dict(basis=dict(type='Linear'))),
     'conv': dict(stage_with_rkan=STAGE_4, rkan=dict(conv_cfg=dict(type='Conv2d'))),
     'rkan-e': dict(stage_with_rkan=STAGES_34),
+    'zero-init': dict(stage_with_rkan=STAGE_4, rkan=dict(zero_init=True)),
     'plain-tuned': {},
     'rkan-tuned': dict(stage_with_rkan=STAGE_4, rkan=dict(zero_init=True)),
     'adapter': dict(stage_with_rkan=STAGE_4, frozen_stages=4, rkan=dict(zero_init=True, adapter=True)),
@@ -59,10 +60,13 @@ ABLATION = {
     **{f'stage-{i + 1}': dict(stage_with_rkan=tuple(j == i for j in range(4))) for i in range(3)},
 }
 # What the ablation hints at, on seeds that did not suggest it: where the path stands, and how it starts.
-AGAIN = {
-    **{arm: ABLATION[arm] for arm in ('plain', 'rkan', 'stage-2')},
-    'zero-init': dict(stage_with_rkan=STAGE_4, rkan=dict(zero_init=True)),
-}
+AGAIN = {arm: {**ARMS, **ABLATION}[arm] for arm in ('plain', 'rkan', 'stage-2', 'zero-init')}
+# Compared with each other, besides with the plain detector.
+PAIRS = (
+    ('The polynomial alone', 'rkan', 'linear'),
+    ('The start alone', 'zero-init', 'rkan'),
+    ('The place alone', 'stage-2', 'rkan'),
+)
 TUNED = ('plain-tuned', 'rkan-tuned', 'adapter')  # start from the plain run of the same seed, and run as long again
 MAIN = {arm: ARMS[arm] for arm in ('plain', 'rkan', 'linear')}
 # Arms and seeds of each data set, in the order of priority. '-quarter': the first quarter of the training images, four
@@ -271,10 +275,11 @@ def report() -> str:
                 known = [row[key] for row in rows if row[key] is not None]
                 cells.append(f'{statistics.median(known):.4g}' if known else '')
             lines.append('| ' + ' | '.join(cells) + ' |')
-        found = {metric: differ(results, data, 'rkan', 'linear', metric) for metric in metrics}
-        if any(found.values()):
-            text = ', '.join(f'{"box" if m == "bbox_mAP" else "mask"} AP {interval(d)}' for m, d in found.items())
-            lines += ['', f'The polynomial alone, `rkan` to `linear`: {text}.']
+        for what, arm, base in PAIRS if data != 'shapes-short' else ():
+            found = {metric: differ(results, data, arm, base, metric) for metric in metrics}
+            if any(found.values()):
+                text = ', '.join(f'{"box" if m == "bbox_mAP" else "mask"} AP {interval(d)}' for m, d in found.items())
+                lines += ['', f'{what}, `{arm}` to `{base}`: {text}.']
         lines.append('')
     return '\n'.join(lines)
 
