@@ -122,7 +122,7 @@ def probe_stage(stage: nn.Module, name: str) -> tuple[int, int, int]:
             f'stage {name!r} ({type(stage).__name__}) must give one tensor of shape (N, C, H, W), '
             f'but gave {type(out).__name__}'
         )
-    if not x.is_meta and not torch.equal(x, before):
+    if type(x) is Tensor and not x.is_meta and not torch.equal(x, before):  # the others hold no values
         raise ValueError(
             f'stage {name!r} ({type(stage).__name__}) changes its input in place, so that a path beside it would take '
             'another: let what it begins with be of inplace=False'
@@ -203,7 +203,10 @@ def attach_paths(
                 raise ValueError(f'stage {name!r} ({type(stage).__name__}) has a path, or something else named rkan')
             in_channels, out_channels, stride = probe_stage(stage, name)
             path = ResidualPath(in_channels, out_channels, stride, is_last=i == len(stages) - 1, **settings[i])
-            path.to(next(stage.parameters())).train(backbone.training)
+            path.train(backbone.training)
+            beside, own = next(stage.parameters()), path.conv_reduce.weight
+            if (own.dtype, own.device) != (beside.dtype, beside.device):
+                path.to(beside)
             stage._is_sequence = type(stage).forward is nn.Sequential.forward
             stage._runs_children = not stage._is_sequence and _runs_children(stage, path, in_channels)
             stage.add_module('rkan', path)
