@@ -60,10 +60,14 @@ ABLATION = {
     **{f'stage-{i + 1}': dict(stage_with_rkan=tuple(j == i for j in range(4))) for i in range(3)},
 }
 # What the ablation hints at, on seeds that did not suggest it: where the path stands, and how it starts.
-AGAIN = {arm: {**ARMS, **ABLATION}[arm] for arm in ('plain', 'rkan', 'stage-2', 'zero-init')}
+AGAIN = {
+    **{arm: {**ARMS, **ABLATION}[arm] for arm in ('plain', 'rkan', 'stage-2', 'zero-init')},
+    'linear-zero': dict(stage_with_rkan=STAGE_4, rkan=dict(basis=dict(type='Linear'), zero_init=True)),
+}
 # Compared with each other, besides with the plain detector.
 PAIRS = (
     ('The polynomial alone', 'rkan', 'linear'),
+    ('The polynomial alone', 'zero-init', 'linear-zero'),
     ('The start alone', 'zero-init', 'rkan'),
     ('The place alone', 'stage-2', 'rkan'),
 )

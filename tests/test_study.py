@@ -26,7 +26,7 @@ def write(folder: Path, data: str, arm: str, seed: int, box: float, mask: float)
 
 def test_plan_covers_the_matrix_once() -> None:
     runs = list(study.plan())
-    assert len(set(runs)) == len(runs) == 9 * 5 + 3 * 3 * 3 + 12 * 2 + 4 * 5 + 3 * 2
+    assert len(set(runs)) == len(runs) == 9 * 5 + 3 * 3 * 3 + 12 * 2 + 5 * 5 + 3 * 2
     for run in runs[:9]:  # an arm that starts from the plain run comes after it
         assert run.seed == 1
     assert [run.arm for run in runs[:9]] == list(study.ARMS)
