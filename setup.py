@@ -9,6 +9,8 @@ from setuptools.command.build_py import build_py
 
 class BuildWithConfigs(build_py):
     def run(self) -> None:
+        # what an earlier build left there, and is deleted since, would be in the wheel
+        shutil.rmtree(Path(self.build_lib, 'rkan_mmdet'), ignore_errors=True)
         super().run()
         if self.editable_mode:
             return

@@ -72,6 +72,8 @@ def _python() -> str:
 def _torch() -> str:
     import torch
 
+    if tuple(map(int, torch.__version__.split('.')[:2])) < (2, 1):
+        raise RuntimeError(f'torch {torch.__version__} is older than 2.1')
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else 'no GPU'
     return f'{torch.__version__}, {gpu}'
 
@@ -166,15 +168,13 @@ def examine() -> list[Finding]:
     again = '--force-reinstall --no-deps --no-cache-dir --no-build-isolation'
     build = f'pip install {again} --no-binary {mmcv} {which}  (after torch; or a new `make env` in a checkout)'
     engine = 'onedl-mmengine' if fork else 'mmengine==0.10.7'
-    detection = (
-        'pip install onedl-mmdetection'
-        if fork
-        else 'pip install "mmdet==3.3.0"  (it refuses mmcv 2.2: with that, mmcv is to be mended)'
-    )
+    detection = 'pip install onedl-mmdetection' if fork else 'pip install "mmdet==3.3.0"'
+    if _installed('mmcv').startswith('mmcv 2.2') and _installed('mmdet'):  # which refuses it
+        detection = build
     coco = 'pip install "pycocotools>=2.0.7"'
     return [
         _try('python', _python, 'use Python 3.9 or newer'),
-        _try('torch', _torch, 'pip install torch'),
+        _try('torch', _torch, 'pip install "torch>=2.1"  (and then MMCV for it, see below)'),
         _try('numpy', lambda: importlib.import_module('numpy').__version__, 'pip install numpy'),
         _try('setuptools', _setuptools, 'pip install "setuptools<81"  (MMEngine imports pkg_resources, gone in 82)'),
         _try('one of each', _one_of_each, f'pip uninstall -y {" ".join(_twice())}  (then install one of them again)'),

@@ -98,8 +98,8 @@ def commands() -> list:
 
 # What runs each command that the pages show, as it stands there or on data and counts that are small enough for here.
 RUN_BY = {
-    r'git clone|cd rkan_mmdet|make (test|lint|env|quick|demo)\b(?!.*STACK)': '.ci/run',  # in a clean clone
-    r'apt-get ': '.ci/run',
+    r'git clone|cd rkan_mmdet|make (test|lint|env|demo)\b(?!.*STACK)': '.ci/run',  # in a clean clone
+    r'apt-get |make quick': 'parsed alone',
     r'\. \.venv/bin/activate': 'tests/test_readme.py',
     r'pip install': 'tests/test_mim.py',  # a wheel of it, in an environment of its own
     r'make docs': 'tests/test_docs.py',
@@ -110,6 +110,7 @@ RUN_BY = {
     r'python \$\(python': 'tests/test_readme.py',
     r'python tools/train\.py configs/lowdata': 'tests/test_readme.py',
     r'python tools/benchmark\.py configs/rkan': 'tests/test_readme.py',
+    r'python tools/benchmark\.py ARM': 'tests/tools/test_benchmark.py',
     # its config is built above; such detectors are trained a step in tests/test_detectors.py
     r'python tools/train\.py my_rkan_detector': 'parsed alone',
     r'python tools/train\.py configs/(pretrain|rkan/\S+authors)': 'tests/test_pretrain.py',

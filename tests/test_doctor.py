@@ -39,7 +39,7 @@ def test_sound() -> None:
 @pytest.mark.parametrize(
     ('broken', 'name', 'mend'),
     [
-        ('torch', 'torch', 'pip install torch'),
+        ('torch', 'torch', 'pip install "torch>=2.1"'),
         pytest.param(
             'pkg_resources',
             'setuptools',

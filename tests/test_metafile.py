@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,12 @@ def test_wheel_serves_bases(tmp_path: Path) -> None:
         run(*pip, *build, SOURCE_DATE_EPOCH='1700000000')
     (wheel,) = (tmp_path / 'dist').glob('rkan_mmdet-*.whl')
     assert wheel.read_bytes() == (tmp_path / 'again' / wheel.name).read_bytes(), 'two builds differ'
+    added = tmp_path / 'src' / 'rkan_mmdet' / 'added.py'
+    for change in (added.touch, added.unlink):  # what was built once and is removed since is in no wheel
+        change()
+        run(*pip, *build[:-2], change.__name__, './src')
+        (built,) = (tmp_path / change.__name__).glob('*.whl')
+        assert ('rkan_mmdet/added.py' in zipfile.ZipFile(built).namelist()) is added.exists()
     run(*pip, 'install', '-q', '--no-deps', '--no-index', '--target', 'site', str(wheel))
     config = tmp_path / 'mine.py'
     config.write_text(

@@ -5,6 +5,7 @@ What is done already is not done again; an interrupted training goes on where it
 
 import argparse
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -20,7 +21,7 @@ CONFIG = 'configs/demo/mask-rcnn_rkan-r18_fpn_shapes.py'
 
 
 def run(*command: str) -> None:
-    print('$ python ' + ' '.join(command), flush=True)
+    print('$ python ' + shlex.join(command), flush=True)
     if subprocess.run([sys.executable, *command]).returncode:
         raise UserError(f'`python {" ".join(command)}` failed; its messages are above')
 

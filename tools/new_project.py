@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import shlex
 from functools import partial
 
 from rkan_mmdet.data.check import make_progress, show_findings, summary, tracker
@@ -45,8 +46,10 @@ def main() -> None:
         raise UserError(f'the data has errors, listed above: {args.out} is not written')
     if os.environ.get('MMDET_DATASETS'):
         print('MMDET_DATASETS is set, and names another place of the data to all tools: unset it before training.')
-    command = 'python tools/train.py' if args.gpus == 1 else 'tools/dist_train.sh'
-    print(f'{args.out} is written. {said}.\nNext: {command} {args.out}{f" {args.gpus}" * (args.gpus > 1)}')
+    command = ['python', 'tools/train.py', args.out]
+    if args.gpus > 1:
+        command = ['tools/dist_train.sh', args.out, str(args.gpus)]
+    print(f'{args.out} is written. {said}.\nNext: {shlex.join(command)}')
 
 
 if __name__ == '__main__':

@@ -134,7 +134,8 @@ def check_system() -> None:
     if missing:
         stop(f'system packages are missing. Install them with\n    apt-get install -y {" ".join(missing)}')
     free, needed = shutil.disk_usage(ROOT).free / 2**30, 4 if STACK == 'default' else 10
-    if free < needed and not STAMP.exists():  # what is installed already needs no room
+    there = STAMP.exists() or (PYTHON.exists() and ask('import torch; print(1)'))  # needs no room again
+    if free < needed and not there:
         stop(f'{free:.1f} GiB are free under {ROOT}; {needed} GiB are needed')
 
 
@@ -162,8 +163,12 @@ def run(command: List[str], what: str, mend: str, env: Optional[dict] = None, to
         stop(f'{what} failed (exit code {process.returncode}; its last lines are above).\n{mend}')
 
 
-def pip(arguments: List[str], what: str, **options) -> None:
-    mend = 'Check the network and `pip config list`, then run the same command again: it goes on from here.'
+def pip(
+    arguments: List[str],
+    what: str,
+    mend: str = 'Check the network and `pip config list`, then run the same command again: it goes on from here.',
+    **options,
+) -> None:
     run([str(PYTHON), '-m', 'pip', *arguments], what, mend, **options)
 
 
@@ -220,7 +225,7 @@ def build_mmcv(mmcv: str, folder: Path) -> None:
     if cuda and not ask('from torch.utils.cpp_extension import CUDA_HOME; print(CUDA_HOME or "")'):
         stop(
             f'there is a GPU but no nvcc to compile for it: install the CUDA {cuda} toolkit, or set CUDA_HOME to it '
-            f'(or hide the GPU: CUDA_VISIBLE_DEVICES= make env builds for the CPU)'
+            f'(or hide the GPU, now and from all that you run later: `export CUDA_VISIBLE_DEVICES=` builds for the CPU)'
         )
     sources = folder / 'build'
     sources.mkdir(parents=True, exist_ok=True)
@@ -244,12 +249,20 @@ def build_mmcv(mmcv: str, folder: Path) -> None:
     pip(
         ['wheel', '-v', '--no-deps', '--no-build-isolation', '-w', str(out), str(tree)],
         f'compiling {mmcv} with {jobs} jobs, once for this torch and Python',
+        'Where it was killed, memory was short: MAX_JOBS=1'
+        + f'; nvcc must be of CUDA {cuda}' * bool(cuda)
+        + '. The same command goes on from the files that are compiled.',
         env=dict(os.environ, MMCV_WITH_OPS='1', MAX_JOBS=jobs, PATH=f'{PYTHON.parent}{os.pathsep}{os.environ["PATH"]}'),
         total_hint='(about 9 minutes on 2 cores)',
     )
     wheel = next(out.glob('*.whl'))
     os.replace(wheel, folder / wheel.name)
     shutil.rmtree(sources)
+
+
+def explain(error: OSError) -> str:
+    of_cache = str(error.filename).startswith(str(CACHE))
+    return f'{error}' + f' (RKAN_WHEEL_CACHE=FOLDER keeps the wheel elsewhere than in {CACHE})' * of_cache
 
 
 def main() -> None:
@@ -295,4 +308,4 @@ if __name__ == '__main__':
     except KeyboardInterrupt:
         stop('interrupted; the same command goes on from here')
     except OSError as error:
-        stop(f'{error} (RKAN_WHEEL_CACHE=FOLDER keeps the wheel elsewhere than in {CACHE})')
+        stop(explain(error))

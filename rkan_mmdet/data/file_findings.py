@@ -10,7 +10,7 @@ import numpy as np
 
 from rkan_mmdet.data.coco_file import CocoFile, mask_box
 from rkan_mmdet.data.findings import Finding, Report, in_order, lost
-from rkan_mmdet.data.quick_check import KEYS, as_key, number
+from rkan_mmdet.data.quick_check import KEYS, as_key, number, stops_evaluation
 
 
 def _twice(values: Iterable) -> list:
@@ -34,7 +34,7 @@ def examine_file(coco: CocoFile, role: str = '', masks: bool | None = None) -> l
     _examine_keys(coco, role, report)
     _examine_boxes(coco, report)
     if masks is not False:
-        _examine_masks(coco, bool(masks), report)
+        _examine_masks(coco, role, bool(masks), report)
     total = len(coco.annotations)
     if not coco.images:
         report.append(Finding('error', 'empty', 'the file lists no images', mend='name another ann_file'))
@@ -191,7 +191,7 @@ def _examine_boxes(coco: CocoFile, report: Report) -> None:
     report.add('error', 'area-broken', 'annotations whose area is not a number', bad, area, _WRITE['area'])
 
 
-def _examine_masks(coco: CocoFile, needed: bool, report: Report) -> None:
+def _examine_masks(coco: CocoFile, role: str, needed: bool, report: Report) -> None:
     if not needed and not coco.has_mask.any():
         return
     bad = np.flatnonzero(~coco.has_mask & coco.read)
@@ -199,6 +199,12 @@ def _examine_masks(coco: CocoFile, needed: bool, report: Report) -> None:
     text += ": training on masks stops with KeyError: 'mask'" if needed else ', where others have one'
     mend = 'remove them, or train on boxes alone: a Faster R-CNN config, and with_mask=False in LoadAnnotations'
     report.add('error' if needed else 'warning', 'mask-missing', text, bad, coco.at, mend)
+    if role != 'train':
+        bad = [i for i, a in enumerate(coco.annotations) if stops_evaluation(a.get('segmentation'), needed)]
+        text = "masks, also of annotations that are not read, that stop COCO's evaluator: none, or a first polygon of"
+        mend = "remove polygons of fewer than three points from 'segmentation', and annotations that have no other"
+        severity = 'error' if needed else 'warning'
+        report.add(severity, 'mask-unscored', f'{text} fewer than three points', bad, coco.at, mend)
     broken, size, elsewhere = [], [], []
     for i in np.flatnonzero(coco.has_mask & coco.read):
         segmentation, (width, height) = coco.annotations[i]['segmentation'], coco.sizes[i]

@@ -24,14 +24,20 @@ class _ImageFile(NamedTuple):
     image: dict
     stored: tuple[int, int]
     orientation: int
+    is_deep: bool  # 16 bits a pixel
 
 
-def _open(path: str) -> tuple[tuple[int, int], int, bool]:
-    """Size as stored, EXIF orientation, and whether the file is whole."""
+def _open(path: str) -> tuple[tuple[int, int], int, bool, bool]:
+    """Size as stored, EXIF orientation, whether a pixel has 16 bits, and whether the file is whole."""
     with Image.open(path) as image:
-        size, kind = image.size, image.format
+        size, kind, mode = image.size, image.format, image.mode
+        if kind == 'TIFF':
+            size = image.tag_v2[256], image.tag_v2[257]  # Pillow's own is turned already
+            if mode in ('F', 'I'):
+                raise ValueError('pixels of 32 bits')  # of which OpenCV makes no picture
         orientation = image.getexif().get(EXIF_ORIENTATION, 1)
         orientation = orientation if isinstance(orientation, int) else 1  # as OpenCV takes it
+    is_deep = mode.startswith('I')
     try:
         if kind in ('JPEG', 'PNG'):
             check_end(path)
@@ -39,8 +45,8 @@ def _open(path: str) -> tuple[tuple[int, int], int, bool]:
             with Image.open(path) as image:
                 image.load()
     except (OSError, SyntaxError, ValueError):
-        return size, orientation, False
-    return size, orientation, True
+        return size, orientation, is_deep, False
+    return size, orientation, is_deep, True
 
 
 def examine_images(
@@ -79,21 +85,24 @@ def examine_images(
                     continue
                 path = os.path.join(folder, name)
                 try:
-                    stored, orientation, whole = _open(path)
+                    stored, orientation, is_deep, whole = _open(path)
                 except FileNotFoundError:
                     missing.append(image)
                 except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
                     unreadable.append(path)
                 else:
-                    found.append(_ImageFile(path, image, stored, orientation))
+                    found.append(_ImageFile(path, image, stored, orientation, is_deep))
                     torn += [] if whole else [path]
     finally:
         Image.MAX_IMAGE_PIXELS = limit
     _examine_folder(coco, folder, missing, report)
-    text = 'image files that can not be read'
+    text = 'image files that MMDetection can not read'
     report.add('error', 'file-unreadable', text, unreadable, mend='restore them, or remove them from the file')
     text = 'image files that end early: the rest is read as grey, or the run stops'
     report.add('error', 'file-torn', text, torn, mend='restore them, or remove them from the file')
+    deep = [file.path for file in found if file.is_deep]
+    text = 'images of 16 bits a pixel, of which MMDetection keeps the upper 8: values below 256 are black to it'
+    report.add('warning', 'file-deep', text, deep, mend='stretch what is in them over 8 bits, and save them so')
     _examine_sizes(found, upright, report)
     return in_order(report)
 

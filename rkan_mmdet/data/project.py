@@ -206,9 +206,10 @@ class Project(NamedTuple):
 
     def text(self, out: str | None = None) -> str:
         """The config, for a file in this place; None: for any."""
-        base = self.base
-        if out is not None and '::' not in base:
-            base = Path(os.path.relpath(base, Path(out).parent)).as_posix()
+        base, folder = self.base, os.path.abspath(Path(out or '').parent)
+        # behind a link MMEngine looks for a relative base in two places at once: where `..` leads by name and by link
+        if out is not None and '::' not in base and folder == os.path.realpath(folder):
+            base = Path(os.path.relpath(base, folder)).as_posix()
             base = base if base.startswith('.') else f'./{base}'
         return f'# {self.title}\n_base_ = [{base!r}]\n{self.body}'
 

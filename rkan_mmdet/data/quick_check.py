@@ -71,6 +71,8 @@ def check_coco(
         if len(bad) > TOLERATED * len(annotations):
             refuse(f'annotations[{bad[0]}] names {key} {annotations[bad[0]][key]!r}, which is {what} of the file')
     for i, annotation in enumerate(annotations):
+        if 'segmentation' in needs and stops_evaluation(annotation['segmentation'], True):
+            refuse(f'segmentation of annotations[{i}] has no polygon, or a first one of fewer than three points')
         box = annotation['bbox']
         if not (isinstance(box, list) and len(box) == 4 and all(math.isfinite(number(v)) for v in box)):
             refuse(f'bbox of annotations[{i}] must be four finite numbers (x, y, width, height), but is {box!r}')
@@ -84,6 +86,15 @@ def check_coco(
                 f'annotation file {path} has no category {", ".join(missing)}, a prediction of which would stop the '
                 'evaluation: add it to its categories, or take it out of the classes of the config'
             )
+
+
+def stops_evaluation(segmentation: Any, needed: bool) -> bool:
+    """Whether pycocotools can make nothing of a mask; it looks at the first polygon alone to know what it has."""
+    if segmentation is None:
+        return needed
+    if not isinstance(segmentation, list):
+        return False
+    return not segmentation or not isinstance(segmentation[0], list) or len(segmentation[0]) < 6
 
 
 def number(value: Any) -> float:

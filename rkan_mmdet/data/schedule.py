@@ -78,7 +78,7 @@ def plan_schedule(cfg: Config, batch_size: int, gpus: int = 1, name: str = '') -
     return Schedule(batch, 1, new, ratio, least / batch, why)
 
 
-_EPOCHS = ('begin', 'end', 'T_max', 'milestones')
+_EPOCHS = ('begin', 'end', 'T_max', 'milestones', 'step_size', 'total_steps')
 
 
 def scaled(value: Any, factor: float, least: int) -> Any:
@@ -104,7 +104,7 @@ def plan_schedulers(cfg: Config, plan: Schedule, epochs: int, iterations: int) -
         tuple[list[dict], str]: The schedulers, and the arithmetic of the warm-up, empty when that stays as it was.
 
     Raises:
-        UserError: A scheduler that is no warm-up counts iterations.
+        UserError: A scheduler that is no warm-up counts iterations, or one can not be stretched.
     """
     factor = epochs / cfg.train_cfg.max_epochs
     given = cfg.get('param_scheduler') or []
@@ -115,6 +115,8 @@ def plan_schedulers(cfg: Config, plan: Schedule, epochs: int, iterations: int) -
         if 'eta_min' in new:
             new['eta_min'] = float(f'{new["eta_min"] * plan.ratio:.6g}')
         if new.get('by_epoch', True):
+            if factor != 1 and name.startswith('Exponential'):
+                raise UserError(f'param_scheduler {name} of the base has no length to stretch: leave --epochs as it is')
             new.update({k: scaled(new[k], factor, int(k != 'begin')) for k in _EPOCHS if k in new})
             if 'end' in new:
                 new['end'] = max(new['end'], new.get('begin', 0) + 1)

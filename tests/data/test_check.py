@@ -16,6 +16,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from mmcv import imfrombytes
 from mmdet.datasets import CocoDataset
 from mmdet.evaluation import CocoMetric
 from mmdet.registry import DATASETS
@@ -23,12 +24,14 @@ from mmengine.config import Config, ConfigDict
 from mmengine.registry import init_default_scope
 from PIL import Image
 from pycocotools import mask as mask_utils
+from pycocotools.coco import COCO
 
 from rkan_mmdet.data import check
 from rkan_mmdet.data.check import examine_annotations, examine_config
 from rkan_mmdet.data.coco_file import CocoFile
 from rkan_mmdet.data.detector_config import find_heads, has_mask_head, heads_override, scale_of
 from rkan_mmdet.data.findings import Finding
+from rkan_mmdet.data.quick_check import check_coco
 from rkan_mmdet.launch import UserError, read_config
 
 ROOT = Path(__file__).parents[2]
@@ -394,6 +397,30 @@ def test_exif_rotation(data: Path, demo: Config) -> None:
     assert named(look(data), 'exif-unsure').severity == 'warning'
 
 
+def test_pictures_of_other_depths(data: Path) -> None:
+    """A TIFF that is turned, one of 32 bits, one of 16: as MMDetection's loader takes them."""
+    content = document(data)
+    for i, image in enumerate(content['images'][:3]):
+        (data / 'train' / image['file_name']).unlink()
+        image.update(file_name=f'{i}.tif', width=128, height=192)
+    content['annotations'] = [a for a in content['annotations'] if a['image_id'] > 3]
+    save(data, content)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new('RGB', (192, 128)).save(data / 'train/0.tif', exif=exif)
+    Image.fromarray(np.full((192, 128), 0.5, np.float32)).save(data / 'train/1.tif')
+    Image.fromarray(np.full((192, 128), 200, np.uint16)).save(data / 'train/2.tif')
+    findings = look(data)
+    assert named(findings, 'exif-agrees').count == 1
+    assert 'exif-rotated' not in names(findings)
+    assert [Path(e).name for e in named(findings, 'file-unreadable').examples] == ['1.tif']
+    assert [Path(e).name for e in named(findings, 'file-deep').examples] == ['2.tif']
+    loaded = [imfrombytes((data / f'train/{i}.tif').read_bytes()) for i in range(3)]
+    assert loaded[0].shape == (192, 128, 3)
+    assert loaded[1] is None
+    assert not loaded[2].any()
+
+
 def test_an_exif_orientation_that_is_no_number(data: Path) -> None:
     # one entry: the orientation as a text of four bytes
     exif = b'Exif\0\0MM\0*' + b'\0\0\0\x08' + b'\0\x01' + b'\x01\x12\0\x02\0\0\0\x04abc\0' + b'\0\0\0\0'
@@ -559,6 +586,23 @@ def test_masks_that_the_config_needs(data: Path, demo: Config) -> None:
 def test_polygons_alone_are_read_without_poly2mask(demo: Config) -> None:
     demo.train_dataloader.dataset.pipeline[1].poly2mask = False
     assert 'mask-rle' in names(examine_config(demo))
+
+
+@pytest.mark.parametrize('mask', [[], [[10, 20, 12, 22], [10, 20, 30, 20, 30, 40]], [[1, 2]]], ids=str)
+@pytest.mark.parametrize('is_read', [True, False])
+def test_masks_that_stop_the_evaluator(mask: list, is_read: bool, data: Path, demo: Config) -> None:
+    content = document(data, 'val')
+    content['annotations'][0].update(segmentation=mask, ignore=int(not is_read))
+    path = save(data, content, 'val')
+    finding = named(examine_config(demo), 'mask-unscored')
+    assert (finding.severity, finding.count) == ('error', 1)
+    with pytest.raises(Exception, match=r'incorrect type|out of range|not supported'):  # as it says
+        [COCO(path).annToRLE(a) for a in content['annotations']]
+    with pytest.raises(ValueError, match=r'segmentation of annotations\[0\] has no polygon'):
+        check_coco(path, needs=('iscrowd', 'segmentation'))
+    check_coco(path, needs=('iscrowd',))
+    demo.train_dataloader.dataset.ann_file = demo.val_dataloader.dataset.ann_file
+    assert not [f for f in examine_config(demo) if f.name == 'mask-unscored' and f.split == 'train']
 
 
 def test_filters(data: Path, demo: Config) -> None:

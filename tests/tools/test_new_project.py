@@ -17,7 +17,7 @@ from mmengine.registry import init_default_scope
 
 from rkan_mmdet.data.project import Split, make_project
 from rkan_mmdet.data.schedule import plan_schedule
-from rkan_mmdet.launch import read_config
+from rkan_mmdet.launch import UserError, read_config
 
 ROOT = Path(__file__).parents[2]
 DEMO = ROOT / 'configs' / 'demo' / 'mask-rcnn_rkan-r18_fpn_shapes.py'
@@ -172,6 +172,28 @@ def test_epochs(shapes_root: str) -> None:
     assert warmup.end == 48  # a tenth of 120 epochs of 4 iterations, where 500 iterations of 16 images are 4000 of 2
     many = project(str(ROOT / FASTER), shapes_root, epochs=12000)
     assert many.param_scheduler[0].end == 4000
+
+
+@pytest.mark.parametrize('scheduler', ["dict(type='StepLR', step_size=8)", "dict(type='ExponentialLR', gamma=0.9)"])
+def test_epochs_of_other_schedulers(scheduler: str, shapes_root: str, tmp_path: Path) -> None:
+    base = tmp_path / 'base.py'
+    base.write_text(f'_base_ = {str(ROOT / FASTER)!r}\nparam_scheduler = [{scheduler}]\n')
+    if 'Step' in scheduler:
+        assert project(str(base), shapes_root, epochs=120).param_scheduler[0].step_size == 80
+    else:
+        with pytest.raises(UserError, match='ExponentialLR of the base has no length to stretch'):
+            project(str(base), shapes_root, epochs=120)
+        project(str(base), shapes_root, epochs=12)
+
+
+def test_a_place_behind_a_link_with_a_space_in_it(run: Callable, shapes_root: str, tmp_path: Path) -> None:
+    (tmp_path / 'real/deep/deeper').mkdir(parents=True)
+    (tmp_path / 'link').symlink_to(tmp_path / 'real/deep/deeper')
+    out = tmp_path / 'link' / 'my own.py'
+    said, message = run('new_project.py', out, '--base', DEMO, *both(shapes_root))
+    assert message == ''
+    assert f"Next: python tools/train.py '{out}'" in said
+    assert Config.fromfile(str(out)).model.type == 'MaskRCNN'
 
 
 def test_epochs_in_hooks(shapes_root: str) -> None:

@@ -57,15 +57,18 @@ def test_a_python_that_the_default_stack_can_not_have(
         setup_env.check_system()
 
 
-@pytest.mark.parametrize('finished', [False, True])
+@pytest.mark.parametrize('finished', ['', 'stamp', 'torch'])
 def test_room_is_asked_for_before_the_first_set_up_alone(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, finished: bool
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, finished: str
 ) -> None:
     monkeypatch.setattr(setup_env.shutil, 'disk_usage', lambda path: SimpleNamespace(free=2**30))
     monkeypatch.setattr(setup_env, 'STAMP', tmp_path / 'stamp')
     monkeypatch.setattr(setup_env, 'STACK', 'onedl')  # of any Python
+    monkeypatch.setattr(setup_env, 'PYTHON', tmp_path / 'python')
     if finished:
-        setup_env.STAMP.touch()
+        (tmp_path / 'python').write_text('#!/bin/sh\necho 1\n')  # torch is there, what comes after it is not
+        (tmp_path / 'python').chmod(0o755)
+        (tmp_path / finished).touch()
         setup_env.check_system()
     else:
         with pytest.raises(SystemExit, match=r'1\.0 GiB are free under .*; 10 GiB are needed'):
@@ -86,7 +89,7 @@ def test_an_environment_of_another_python(monkeypatch: pytest.MonkeyPatch, tmp_p
 
 
 @pytest.mark.skipif(not (3, 10) <= sys.version_info < (3, 13), reason='the default stack is refused here')
-def test_a_cache_that_can_not_be_written(tmp_path: Path) -> None:
+def test_a_checkout_that_can_not_be_written(tmp_path: Path) -> None:
     checkout = tmp_path / 'checkout'
     (checkout / 'tools').mkdir(parents=True)
     for name in ('tools/setup_env.py', 'requirements.txt', 'pyproject.toml'):
@@ -96,8 +99,13 @@ def test_a_cache_that_can_not_be_written(tmp_path: Path) -> None:
     done = subprocess.run(command, text=True, stderr=subprocess.PIPE, env=dict(os.environ, RKAN_STACK=''))
     assert done.returncode == 1
     assert done.stderr.startswith('[setup] stopped: ')
-    assert 'RKAN_WHEEL_CACHE=FOLDER' in done.stderr
+    assert 'RKAN_WHEEL_CACHE' not in done.stderr
     assert 'Traceback' not in done.stderr
+
+
+def test_a_cache_that_can_not_be_written() -> None:
+    error = PermissionError(13, 'Permission denied', str(setup_env.CACHE / 'mmcv.lock'))
+    assert 'RKAN_WHEEL_CACHE=FOLDER keeps the wheel elsewhere' in setup_env.explain(error)
 
 
 @pytest.mark.parametrize('stack', setup_env.STACKS)
