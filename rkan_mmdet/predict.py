@@ -93,8 +93,11 @@ def _files_below(path: Path) -> Iterator[Path]:
     """The files in a folder and in those in it, linked ones too, each folder once."""
     seen = set()
     for folder, folders, names in os.walk(path, followlinks=True):
+        folders.sort()
+        if os.path.realpath(folder) in seen:
+            folders.clear()
+            continue
         seen.add(os.path.realpath(folder))
-        folders[:] = [name for name in sorted(folders) if os.path.realpath(os.path.join(folder, name)) not in seen]
         yield from (Path(folder, name) for name in names if Path(folder, name).is_file())
 
 

@@ -141,7 +141,7 @@ def main() -> None:
         f'{device}, {torch.get_num_threads()} threads, torch {torch.__version__}, {"AMP" if args.amp else "fp32"}, '
         f'batch {args.batch_size}, {what}'
     )
-    rows = {}
+    rows, of_first = {}, ' (the last two: of the first batch)' * args.dataset
     for name, (model, run, batches) in runs.items():
         low, median, high = quartiles(seconds[name])
         rows[name] = dict(
@@ -155,9 +155,7 @@ def main() -> None:
             f'{name}: {rows[name]["fps"]:.2f} img/s ({median * 1e3:.1f} ms, quartiles {low * 1e3:.1f} to '
             f'{high * 1e3:.1f}), {rows[name]["parameters"] / 1e6:.2f} M parameters, '
             f'{rows[name]["multiply_adds"] / 1e9:.2f} G multiply-adds an image, '
-            f'{rows[name]["peak_memory"] / 2**20:.0f} MiB of tensors besides the model'
-            + ' (the last two: of the first batch)'
-            * args.dataset
+            f'{rows[name]["peak_memory"] / 2**20:.0f} MiB of tensors besides the model{of_first}'
         )
         if not (args.backbone or args.train):
             counts = [count_detections(run(i)) for i in range(batches)]
