@@ -203,7 +203,7 @@ def check_config(cfg: Config, loaders: tuple[str, ...], loads_weights: bool) -> 
         if name.startswith('test') and not cfg.get(name):
             raise UserError(f'the config has no {name}, which says what images there are')
         for part in dicts((cfg.get(name) or {}).get('dataset')):
-            _check_data(part, name, _needs(cfg, name))
+            _check_data(part, name, *_needs(cfg, name))
     evaluators = [f'{name.split("_")[0]}_evaluator' for name in loaders if not name.startswith('train')]
     for part in dicts([cfg.get(name) for name in evaluators]):
         path = part.get('ann_file')
@@ -211,13 +211,16 @@ def check_config(cfg: Config, loaders: tuple[str, ...], loads_weights: bool) -> 
             raise UserError(f'annotation file {path} of the evaluator does not exist; {_data_help(path)}')
 
 
-def _needs(cfg: Config, loader: str) -> tuple[str, ...]:
-    """What annotations must have besides, to be evaluated."""
+def _needs(cfg: Config, loader: str) -> tuple[tuple[str, ...], bool]:
+    """What annotations must have besides, to be evaluated, and whether their file must have every class."""
     evaluator = cfg.get(f'{loader.split("_")[0]}_evaluator') if not loader.startswith('train') else None
     metrics = [metric for part in dicts(evaluator) for metric in _listed(part.get('metric'))]
     # without a file it makes one of the data set
     known = any(type_name(part) == 'CocoMetric' and part.get('ann_file') for part in dicts(evaluator))
-    return ('iscrowd', *(['segmentation'] if 'segm' in metrics else [])) if known else ()
+    if not known:
+        return (), False
+    # proposals are of one class
+    return ('iscrowd', *(['segmentation'] if 'segm' in metrics else [])), bool({None, 'bbox', 'segm'} & set(metrics))
 
 
 def _listed(value: Any) -> list:
@@ -254,7 +257,7 @@ def _check_weights(source: str) -> None:
         weights_of(inside if isinstance(inside, dict) else checkpoint, source)
 
 
-def _check_data(dataset: ConfigDict, loader: str, needs: tuple[str, ...]) -> None:
+def _check_data(dataset: ConfigDict, loader: str, needs: tuple[str, ...], all_classes: bool) -> None:
     classes = (dataset.get('metainfo') or {}).get('classes', ())
     is_file = isinstance(classes, str) and Path(classes).is_file()  # of names
     if not is_file and not (isinstance(classes, (tuple, list)) and all(isinstance(name, str) for name in classes)):
@@ -270,7 +273,7 @@ def _check_data(dataset: ConfigDict, loader: str, needs: tuple[str, ...]) -> Non
         if not path.exists():
             raise UserError(f'{path} of {loader} does not exist; {_data_help(path)}')
         if path.suffix == '.json' and name == dataset.get('ann_file'):
-            _check_annotations(path, dataset, needs)
+            _check_annotations(path, dataset, needs, all_classes)
 
 
 def coco_class(cfg: dict) -> type | None:
@@ -287,12 +290,12 @@ def coco_class(cfg: dict) -> type | None:
     return kind if same else None
 
 
-def _check_annotations(path: Path, dataset: ConfigDict, needs: tuple[str, ...]) -> None:
+def _check_annotations(path: Path, dataset: ConfigDict, needs: tuple[str, ...], all_classes: bool) -> None:
     kind = coco_class(dataset)
     if kind is None:
         return
     try:
-        check_coco(path, _classes(dataset, kind), needs, all_classes=bool(needs))
+        check_coco(path, _classes(dataset, kind), needs, all_classes)
     except ValueError as error:
         raise UserError(str(error)) from error
 
@@ -346,7 +349,7 @@ def prepare_training(cfg: Config, resume: str | None = None) -> dict[str, Any] |
         cfg.resume, cfg.load_from = True, resume
     state = None
     if resume == 'auto' or (cfg.get('resume') and not cfg.get('load_from')):
-        found = find_training_state(cfg.work_dir, _template(cfg))
+        found = find_training_state(cfg.work_dir, template_of(cfg))
         cfg.resume = found is not None
         if found is None:
             _check_work_dir(cfg, None)
@@ -372,7 +375,7 @@ def prepare_training(cfg: Config, resume: str | None = None) -> dict[str, Any] |
         for kind in sorted(kinds & FORGETFUL):
             print(f'warning: {kind} remembers what no checkpoint holds: the resumed run is not the undisturbed one')
         batches = (cfg.get('optim_wrapper') or {}).get('accumulative_counts', 1)
-        if state['meta']['iter'] % batches:
+        if isinstance(batches, int) and batches > 1 and state['meta']['iter'] % batches:
             print(
                 f'warning: {cfg.load_from} was saved between two steps of the optimizer, which takes one every '
                 f'{batches} batches: their gradients are lost, and the resumed run is not the undisturbed one'
@@ -381,7 +384,7 @@ def prepare_training(cfg: Config, resume: str | None = None) -> dict[str, Any] |
     return state
 
 
-def _template(cfg: Config) -> str:
+def template_of(cfg: Config) -> str:
     """Of the names of a training's checkpoints, besides MMEngine's own."""
     return ((cfg.get('default_hooks') or {}).get('checkpoint') or {}).get('filename_tmpl') or 'epoch_{}.pth'
 
@@ -395,7 +398,7 @@ def _check_work_dir(cfg: Config, resumed: str | None) -> None:
         path
         for folder in folders
         for path in sorted(folder.glob('*.pth'))
-        if path.name.startswith('best_') or is_of_training(path.name, _template(cfg))
+        if path.name.startswith('best_') or is_of_training(path.name, template_of(cfg))
     ]
     if there and (resumed is None or Path(resumed).resolve().parent not in [folder.resolve() for folder in folders]):
         names = ', '.join(path.name for path in there[:3]) + ', ...' * (len(there) > 3)

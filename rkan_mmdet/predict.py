@@ -93,7 +93,11 @@ def _files_below(path: Path) -> Iterator[Path]:
     """The files in a folder and in those in it, linked ones too, each folder once."""
     seen = set()
     for folder, folders, names in os.walk(path, followlinks=True):
-        folders.sort()
+        # hidden ones are passed over, and folders themselves come before links to them
+        folders[:] = sorted(
+            (name for name in folders if not name.startswith('.')),
+            key=lambda name: (os.path.islink(os.path.join(folder, name)), name),
+        )
         if os.path.realpath(folder) in seen:
             folders.clear()
             continue

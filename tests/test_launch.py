@@ -223,6 +223,8 @@ def test_a_class_that_is_not_evaluated_is_named_before_the_training(shapes_root:
     check_config(cfg, ('train_dataloader',), loads_weights=False)
     with pytest.raises(UserError, match=r'val\.json has no category ring, a prediction of which would stop'):
         check_config(cfg, ('val_dataloader',), loads_weights=False)
+    cfg.val_evaluator.metric = 'proposal_fast'  # of one class
+    check_config(cfg, ('val_dataloader',), loads_weights=False)
 
 
 def test_a_new_training_replaces_no_checkpoint(tmp_path: Path) -> None:

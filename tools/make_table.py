@@ -11,7 +11,7 @@ import torch
 from rich.progress import track
 
 from rkan_mmdet.checkpoint import list_checkpoints
-from rkan_mmdet.launch import UserError, read_config, run_tool
+from rkan_mmdet.launch import UserError, read_config, run_tool, template_of
 from rkan_mmdet.plot import read_scalars
 from rkan_mmdet.speed import build_detector, count_parameters, predict, quartiles, random_batch, time_in_turn
 
@@ -97,7 +97,7 @@ def make_row(config: Path, args: argparse.Namespace, metrics: dict) -> dict:
     row.update(unit=unit, epochs=cfg.train_cfg.get('max_iters') or cfg.train_cfg.get('max_epochs', 0))
     row.update(read_run(args.work_dirs / config.stem, args.best, metrics))
     row['parameters'] = count_parameters(build_detector(cfg))
-    checkpoints = list_checkpoints(args.work_dirs / config.stem) if args.fps else []
+    checkpoints = list_checkpoints(args.work_dirs / config.stem, template_of(cfg)) if args.fps else []
     if checkpoints:  # random weights find nothing, and what finds nothing is fast
         row['FPS'] = round(measure_fps(config, str(checkpoints[0]), args.fps), 2)
     if row['model'] in AUTHORS and config.stem == f'mask-rcnn_{row["model"]}_fpn_authors-1x_coco':

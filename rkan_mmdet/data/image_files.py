@@ -33,7 +33,7 @@ def _open(path: str) -> tuple[tuple[int, int], int, bool, bool]:
         size, kind, mode = image.size, image.format, image.mode
         if kind == 'TIFF':
             size = image.tag_v2[256], image.tag_v2[257]  # Pillow's own is turned already
-            if mode in ('F', 'I'):
+            if max(image.tag_v2.get(258, (1,))) >= 32:
                 raise ValueError('pixels of 32 bits')  # of which OpenCV makes no picture
         orientation = image.getexif().get(EXIF_ORIENTATION, 1)
         orientation = orientation if isinstance(orientation, int) else 1  # as OpenCV takes it

@@ -70,8 +70,10 @@ def check_coco(
         bad = [i for i, annotation in enumerate(annotations) if as_key(annotation[key]) not in known]
         if len(bad) > TOLERATED * len(annotations):
             refuse(f'annotations[{bad[0]}] names {key} {annotations[bad[0]][key]!r}, which is {what} of the file')
+    scored = {as_key(c['id']) for c in document['categories'] if classes is None or c['name'] in classes}
     for i, annotation in enumerate(annotations):
-        if 'segmentation' in needs and stops_evaluation(annotation['segmentation'], True):
+        is_scored = 'segmentation' in needs and as_key(annotation['category_id']) in scored
+        if is_scored and stops_evaluation(annotation['segmentation'], True):
             refuse(f'segmentation of annotations[{i}] has no polygon, or a first one of fewer than three points')
         box = annotation['bbox']
         if not (isinstance(box, list) and len(box) == 4 and all(math.isfinite(number(v)) for v in box)):
@@ -92,9 +94,9 @@ def stops_evaluation(segmentation: Any, needed: bool) -> bool:
     """Whether pycocotools can make nothing of a mask; it looks at the first polygon alone to know what it has."""
     if segmentation is None:
         return needed
-    if not isinstance(segmentation, list):
-        return False
-    return not segmentation or not isinstance(segmentation[0], list) or len(segmentation[0]) < 6
+    if not isinstance(segmentation, list) or (segmentation and isinstance(segmentation[0], dict)):
+        return False  # one RLE, or several
+    return not segmentation or not isinstance(segmentation[0], list) or len(segmentation[0]) <= 4
 
 
 def number(value: Any) -> float:

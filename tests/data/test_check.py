@@ -410,15 +410,20 @@ def test_pictures_of_other_depths(data: Path) -> None:
     Image.new('RGB', (192, 128)).save(data / 'train/0.tif', exif=exif)
     Image.fromarray(np.full((192, 128), 0.5, np.float32)).save(data / 'train/1.tif')
     Image.fromarray(np.full((192, 128), 200, np.uint16)).save(data / 'train/2.tif')
+    (data / 'train' / content['images'][3]['file_name']).unlink()
+    content['images'][3].update(file_name='3.tif', width=128, height=192)
+    save(data, dict(content, annotations=[a for a in content['annotations'] if a['image_id'] > 4]))
+    cv2.imwrite(str(data / 'train/3.tif'), np.full((192, 128), 2000, np.int16))
     findings = look(data)
     assert named(findings, 'exif-agrees').count == 1
     assert 'exif-rotated' not in names(findings)
     assert [Path(e).name for e in named(findings, 'file-unreadable').examples] == ['1.tif']
-    assert [Path(e).name for e in named(findings, 'file-deep').examples] == ['2.tif']
-    loaded = [imfrombytes((data / f'train/{i}.tif').read_bytes()) for i in range(3)]
+    assert [Path(e).name for e in named(findings, 'file-deep').examples] == ['2.tif', '3.tif']
+    loaded = [imfrombytes((data / f'train/{i}.tif').read_bytes()) for i in range(4)]
     assert loaded[0].shape == (192, 128, 3)
     assert loaded[1] is None
     assert not loaded[2].any()
+    assert loaded[3] is not None
 
 
 def test_an_exif_orientation_that_is_no_number(data: Path) -> None:

@@ -91,6 +91,20 @@ def test_what_an_evaluation_needs(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"annotations\[0\] has no 'segmentation'"):
         check_coco(write(tmp_path / 'a.json', content), needs=('iscrowd', 'segmentation'))
     check_coco(write(tmp_path / 'a.json', content), needs=('iscrowd',))
+    needs = ('iscrowd', 'segmentation')
+    for mask, is_sound in (
+        ([[0, 0, 2, 2]], False),
+        ([[0, 0, 2, 2, 1]], True),
+        ([dict(counts=[0, 16], size=[4, 4])], True),
+    ):
+        content['annotations'][0]['segmentation'] = mask
+        path = write(tmp_path / 'a.json', content)
+        if is_sound:
+            check_coco(path, needs=needs)
+        else:
+            with pytest.raises(ValueError, match='has no polygon'):
+                check_coco(path, needs=needs)
+            check_coco(path, ('dog',), needs)  # nor is a cat scored
 
 
 def test_what_is_not_json_is_named(tmp_path: Path) -> None:

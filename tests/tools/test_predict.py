@@ -93,9 +93,13 @@ def test_linked_folders_are_read_once(shapes_root: str, tmp_path: Path) -> None:
     (tmp_path / 'in/linked').symlink_to(Path(shapes_root, 'val'))
     (tmp_path / 'in/linked-again').symlink_to(tmp_path / 'in/linked')
     (tmp_path / 'in/round').symlink_to(tmp_path / 'in')
+    (tmp_path / 'in/.latest').symlink_to(tmp_path / 'in/linked')  # hidden, and so no place to see it in
     names = [item.name for item in predict.Images(tmp_path / 'in')]
     assert len(names) == len(list(Path(shapes_root, 'val').iterdir()))
     assert all(name.startswith('linked/') for name in names)
+    shutil.copytree(Path(shapes_root, 'val'), tmp_path / 'in/real')
+    (tmp_path / 'in/a-link').symlink_to(tmp_path / 'in/real')
+    assert {item.name.split('/')[0] for item in predict.Images(tmp_path / 'in')} == {'linked', 'real'}
 
 
 def test_nothing_is_drawn_below_the_threshold_but_json_has_it(tool: Callable, shapes_root: str, tmp_path: Path) -> None:
