@@ -127,9 +127,7 @@ def test_its_multiply_adds_are_counted() -> None:
     conv = KANConv2d(3, num_kernels=2, stride=2).to(DEVICE)
     x = torch.randn(1, 3, 6, 5, device=DEVICE, requires_grad=True)
     conv.backend = 'triton'
-    conv(
-        x
-    )  # the first call imports the kernels, and with them their formulas, which a counter looks up when it is made
+    conv(x)  # the first call imports the kernels with their formulas, which a counter looks up when it is made
     counts = []
     for conv.backend in ('triton', 'eager'):
         with FlopCounterMode(display=False) as counter:
