@@ -56,7 +56,7 @@ def _monomials(basis: Polynomial, weight: Tensor) -> Tensor:
 
 def without_autocast(device: str) -> AbstractContextManager:
     """Autocast switched off on a type of device, where there is such a thing."""
-    if device in ('cpu', 'cuda'):
+    if device in ('cpu', 'cuda'):  # asked first, since older versions of torch.compile follow no `try`
         return torch.autocast(device, enabled=False)
     try:
         return torch.autocast(device, enabled=False)
