@@ -19,8 +19,9 @@ from torch.utils.flop_counter import register_flop_formula
 from .bases import Polynomial
 from .eager import is_compiling, kan_conv2d_eager
 
-# Outputs of one channel that a lane makes (rows, columns), and inputs that it takes at a time going back, each way.
-_OUTPUTS, _INPUTS = (4, 2), 2
+# Outputs of one channel that a lane makes (rows, columns): more share more tanh, until registers hold too few programs.
+# Going back, inputs that it takes at a time, each way: with more their loads wait for one another.
+_OUTPUTS, _OUTPUTS_OF_STRIDES, _INPUTS = (5, 3), (4, 2), 2
 # Lanes of a program, one a thread. Going back it is one warp, which adds up its sums without a barrier.
 _LANES, _BACKWARD_LANES = 128, 32
 # Programs that share the backward pass, each with its own sums for the gradients of the weights: what an H100 holds.
@@ -29,12 +30,15 @@ _PROGRAMS = 16 * 132
 
 @triton.jit
 def _tanh(x):
-    # 1 - 2 e / (1 + e) loses digits near 0, where the series is exact to fp32
+    # 1 - 2 e / (1 + e) loses digits near 0, where Cephes' series is exact; rsqrt is one instruction, a division five
     square = x * x
-    series = x * (1 + square * (-1.0 / 3 + square * (2.0 / 15 + square * (-17.0 / 315 + square * (62.0 / 2835)))))
+    series = square * -5.70498872745e-3 + 2.06390887954e-2
+    series = (series * square - 5.37397155531e-2) * square + 1.33314422036e-1
+    series = (series * square - 3.33332819422e-1) * (square * x) + x
     e = tl.exp2(-2.8853900817779268 * tl.abs(x))  # 2 / log(2)
-    ratio = 1 - 2 * e / (1 + e)
-    return tl.where(square < 0.0625, series, tl.where(x < 0, -ratio, ratio))
+    root = tl.rsqrt(1 + e)
+    ratio = 1 - 2 * (e * (root * root))
+    return tl.where(square < 0.390625, series, tl.where(x < 0, -ratio, ratio))
 
 
 @triton.jit
@@ -42,6 +46,17 @@ def _at(pointer, image, c, h, w, sn, sc, sh, sw):
     """Where pixels (BLOCK_P) of channels (1, BLOCK_C) lie; one image may have more elements than 32 bits count."""
     pixels = image.to(tl.int64) * sn + h.to(tl.int64) * sh + w.to(tl.int64) * sw
     return pointer + pixels[:, None] + c.to(tl.int64) * sc
+
+
+@triton.jit
+def _place(block, block_c, channels, tiles_h, tiles_w, tiles, TH, TW, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr):
+    """Image, first row and column (BLOCK_P) and channel (1, BLOCK_C) of tiles, and which of these are there."""
+    tile = block * BLOCK_P + tl.arange(0, BLOCK_P)
+    c = (block_c * BLOCK_C + tl.arange(0, BLOCK_C))[None, :]
+    band = tile // tiles_w
+    image = band // tiles_h
+    top, left = (band - image * tiles_h) * TH, (tile - band * tiles_w) * TW
+    return image, top, left, c, (tile < tiles)[:, None] & (c < channels)
 
 
 # Helpers, since an index in the bodies of unrolled loops can not have a name there.
@@ -88,14 +103,16 @@ def _weights(
         coefficients = ()
         for j in tl.static_range(DEGREE + 1):
             coefficients = coefficients + (tl.load(basis_ptr + (k * TAPS + tap) * (DEGREE + 1) + j) * scale,)
-            constant += coefficients[j] * MONOMIALS[j * (DEGREE + 1)]
         weights = weights + (tl.load(linear_ptr + k * TAPS + tap),)
-        for m in tl.static_range(1, DEGREE + 1):
-            weight = 0.0
-            for j in tl.static_range(m, DEGREE + 1):
+        for m in tl.static_range(DEGREE + 1):
+            weight = coefficients[m] * MONOMIALS[m * (DEGREE + 2)]
+            for j in tl.static_range(m + 1, DEGREE + 1):
                 if MONOMIALS[j * (DEGREE + 1) + m] != 0:
                     weight += coefficients[j] * MONOMIALS[j * (DEGREE + 1) + m]
-            weights = weights + (weight,)
+            if m:
+                weights = weights + (weight,)
+            else:
+                constant += weight
     return weights + (constant,)
 
 
@@ -114,25 +131,24 @@ def _forward(
     TH: tl.constexpr, TW: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """Each lane makes TH x TW outputs of one channel, and takes the tanh of an input once for all of them."""
-    tile = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)
-    c = (tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C))[None, :]
     k = tl.program_id(2)
-    image, top, left = tile // (tiles_h * tiles_w), tile // tiles_w % tiles_h * TH, tile % tiles_w * TW
-    inside = (tile < tiles)[:, None] & (c < channels)
+    image, top, left, c, inside = _place(
+        tl.program_id(0), tl.program_id(1), channels, tiles_h, tiles_w, tiles, TH, TW, BLOCK_P, BLOCK_C
+    )
+    h, w = top * SH - PH, left * SW - PW
+    at = _at(x_ptr, image, c, h, w, xn, xc, xh, xw)
+    columns = ()
+    for q in tl.static_range((TW - 1) * SW + (KW - 1) * DW + 1):
+        columns = columns + (((w + q >= 0) & (w + q < width))[:, None],)
     weights = _weights(linear_ptr, basis_ptr, scale_ptr, bias_ptr, k, MONOMIALS, DEGREE, KH * KW)
     totals = ()
     for _ in tl.static_range(TH * TW):
         totals = totals + (tl.zeros((BLOCK_P, BLOCK_C), tl.float32) + weights[KH * KW * (DEGREE + 1)],)
-    h, w = top * SH - PH, left * SW - PW
-    x_ptr = _at(x_ptr, image, c, h, w, xn, xc, xh, xw)
-    columns = ()
-    for q in tl.static_range((TW - 1) * SW + (KW - 1) * DW + 1):
-        columns = columns + (((w + q >= 0) & (w + q < width))[:, None],)
     for r in tl.static_range((TH - 1) * SH + (KH - 1) * DH + 1):
         row = inside & ((h + r >= 0) & (h + r < height))[:, None]
+        row_at = at + r * xh
         for q in tl.static_range((TW - 1) * SW + (KW - 1) * DW + 1):
-            x = tl.load(x_ptr + (r * xh + q * xw), mask=row & columns[q], other=0.0)
-            x = x.to(tl.float32)
+            x = tl.load(row_at + q * xw, mask=row & columns[q], other=0.0).to(tl.float32)
             u = _tanh(x)
             for i in tl.static_range(KH):
                 for j in tl.static_range(KW):
@@ -144,11 +160,13 @@ def _forward(
                             totals, (r - i * DH) // SH * TW + (q - j * DW) // SW,
                             weights, (i * KW + j) * (DEGREE + 1), DEGREE, x, u,
                         )  # fmt: skip
-    y_ptr = _at(y_ptr, image, k * channels + c, top, left, yn, yc, yh, yw)
+    at = _at(y_ptr, image, k * channels + c, top, left, yn, yc, yh, yw)
     for a in tl.static_range(TH):
+        row = inside & (top + a < out_height)[:, None]
+        row_at = at + a * yh
         for b in tl.static_range(TW):
-            valid = ((top + a < out_height) & (left + b < out_width))[:, None]
-            tl.store(y_ptr + (a * yh + b * yw), totals[a * TW + b].to(y_ptr.dtype.element_ty), mask=inside & valid)
+            valid = row & (left + b < out_width)[:, None]
+            tl.store(row_at + b * yw, totals[a * TW + b].to(y_ptr.dtype.element_ty), mask=valid)
 
 
 @triton.jit(do_not_specialize=_SIZES, do_not_specialize_on_alignment=_STRIDES)
@@ -171,7 +189,7 @@ def _backward(
     ROWS: tl.constexpr = TH + UP
     COLUMNS: tl.constexpr = TW + ACROSS
     PER_KERNEL: tl.constexpr = KH * KW * (DEGREE + 1) + 1  # the last is of the constant
-    k = tl.program_id(1)
+    k = tl.program_id(2)
     weights = ()
     for step in tl.static_range(KERNELS):
         weights = weights + _weights(linear_ptr, basis_ptr, scale_ptr, None, k + step, MONOMIALS, DEGREE, KH * KW)
@@ -179,38 +197,42 @@ def _backward(
     if OF_WEIGHTS:
         for _ in tl.static_range(KERNELS * PER_KERNEL):
             sums = sums + (tl.zeros((BLOCK_P, BLOCK_C), tl.float32),)
-    blocks_p, blocks_c = tl.cdiv(tiles, BLOCK_P), tl.cdiv(channels, BLOCK_C)
-    for block in range(tl.program_id(0), blocks_p * blocks_c, tl.num_programs(0)):
-        if BLOCK_P > BLOCK_C:  # programs that run together read what lies together
-            block_p, block_c = block % blocks_p, block // blocks_p
-        else:
-            block_p, block_c = block // blocks_c, block % blocks_c
-        tile = block_p * BLOCK_P + tl.arange(0, BLOCK_P)
-        c = (block_c * BLOCK_C + tl.arange(0, BLOCK_C))[None, :]
-        image, top, left = tile // (tiles_h * tiles_w), tile // tiles_w % tiles_h * TH, tile % tiles_w * TW
-        inside = (tile < tiles)[:, None] & (c < channels)
+    for block in range(tl.program_id(0), tl.cdiv(tiles, BLOCK_P), tl.num_programs(0)):
+        image, top, left, c, inside = _place(
+            block, tl.program_id(1), channels, tiles_h, tiles_w, tiles, TH, TW, BLOCK_P, BLOCK_C
+        )
+        # all is read before anything is written, which reading would wait for
         grads = ()
         h, w = top - UP, left - ACROSS
         for step in tl.static_range(KERNELS):
             at = _at(grad_ptr, image, (k + step) * channels + c, h, w, gn, gc, gh, gw)
             for r in tl.static_range(ROWS):
                 row = inside & ((h + r >= 0) & (h + r < out_height))[:, None]
+                row_at = at + r * gh
                 for q in tl.static_range(COLUMNS):
                     valid = row & ((w + q >= 0) & (w + q < out_width))[:, None]
-                    grads = grads + (tl.load(at + (r * gh + q * gw), mask=valid, other=0.0).to(tl.float32),)
-            if OF_WEIGHTS:
+                    grads = grads + (tl.load(row_at + q * gw, mask=valid, other=0.0).to(tl.float32),)
+        h, w = top * SH - PH, left * SW - PW
+        at = _at(x_ptr, image, c, h, w, xn, xc, xh, xw)
+        xs = ()
+        for r in tl.static_range(TH * SH):
+            row = inside & ((h + r >= 0) & (h + r < height))[:, None]
+            row_at = at + r * xh
+            for q in tl.static_range(TW * SW):
+                valid = row & ((w + q >= 0) & (w + q < width))[:, None]
+                xs = xs + (tl.load(row_at + q * xw, mask=valid, other=0.0).to(tl.float32),)
+        if OF_WEIGHTS:
+            for step in tl.static_range(KERNELS):
                 for a in tl.static_range(TH):
                     for b in tl.static_range(TW):
                         total = sums[(step + 1) * PER_KERNEL - 1] + grads[(step * ROWS + a + UP) * COLUMNS + b + ACROSS]
                         sums = sums[: (step + 1) * PER_KERNEL - 1] + (total,) + sums[(step + 1) * PER_KERNEL :]
-        h, w = top * SH - PH, left * SW - PW
-        x_at = _at(x_ptr, image, c, h, w, xn, xc, xh, xw)
-        d_at = _at(grad_x_ptr, image, c, h, w, dn, dc, dh, dw)
+        at = _at(grad_x_ptr, image, c, h, w, dn, dc, dh, dw)
         for r in tl.static_range(TH * SH):
             row = inside & ((h + r >= 0) & (h + r < height))[:, None]
+            row_at = at + r * dh
             for q in tl.static_range(TW * SW):
-                valid = row & ((w + q >= 0) & (w + q < width))[:, None]
-                x = tl.load(x_at + (r * xh + q * xw), mask=valid, other=0.0).to(tl.float32)
+                x = xs[r * TW * SW + q]
                 u = _tanh(x)
                 factors = (x, u)
                 for m in tl.static_range(DEGREE - 1):
@@ -235,10 +257,13 @@ def _backward(
                                     )
                 if OF_X:
                     grad_x = (by_x + (1 - u * u) * by_u).to(grad_x_ptr.dtype.element_ty)
-                    tl.store(d_at + (r * dh + q * dw), grad_x, mask=valid)
+                    valid = row & ((w + q >= 0) & (w + q < width))[:, None]
+                    tl.store(row_at + q * dw, grad_x, mask=valid)
     if OF_WEIGHTS:
+        programs = tl.num_programs(0) * tl.num_programs(1)
+        program = tl.program_id(1) * tl.num_programs(0) + tl.program_id(0)
         for n in tl.static_range(KERNELS * PER_KERNEL):
-            tl.store(partial_ptr + (k * PER_KERNEL + n) * tl.num_programs(0) + tl.program_id(0), tl.sum(sums[n]))
+            tl.store(partial_ptr + (k * PER_KERNEL + n) * programs + program, tl.sum(sums[n]))
 
 
 @triton.jit
@@ -348,13 +373,14 @@ def _kan_conv2d(
         device=x.device,
         memory_format=_memory_format(x),
     )
-    *tiles, lanes_p, lanes_c = _layout(x, *y.shape[2:], _OUTPUTS, _LANES)
+    tile = _OUTPUTS if max(stride) == 1 else _OUTPUTS_OF_STRIDES
+    *tiles, lanes_p, lanes_c = _layout(x, *y.shape[2:], tile, _LANES)
     if y.numel():
         with _gpu_of(x):
             _forward[(-(-tiles[2] // lanes_p), -(-x.shape[1] // lanes_c), kernels)](
                 x, y, *_contiguous(linear, basis, scale, bias),
                 *x.shape[1:], *y.shape[2:], *tiles, *x.stride(), *y.stride(),
-                tuple(monomials), basis.shape[2] - 1, *size, *stride, *padding, *dilation, *_OUTPUTS, lanes_p, lanes_c,
+                tuple(monomials), basis.shape[2] - 1, *size, *stride, *padding, *dilation, *tile, lanes_p, lanes_c,
                 num_warps=_LANES // 32,
             )  # fmt: skip
     return y
@@ -388,7 +414,9 @@ def _kan_conv2d_backward(
     # cells reach from the first row that an output begins at (in the padding) to the last row of x or of the outputs
     cells = [max(out, -(-(n + p) // s)) for out, n, p, s in zip(grad.shape[2:], x.shape[2:], padding, stride)]
     *tiles, lanes_p, lanes_c = _layout(x, *cells, tile, _BACKWARD_LANES)
-    programs = min(-(-tiles[2] // lanes_p) * -(-x.shape[1] // lanes_c), _PROGRAMS)
+    blocks_c = -(-x.shape[1] // lanes_c)
+    grid = min(-(-tiles[2] // lanes_p), max(1, _PROGRAMS // max(1, blocks_c))), blocks_c
+    programs = math.prod(grid)
     grad_x, *by_weight = _empty_gradients(x, linear, basis, of_x, of_weights)
     partial = linear.new_empty((kernels, taps * (degree + 1) + 1, programs) if of_weights else 0)
     # at once, but with several kernels the registers hold the sums of one at a time
@@ -396,7 +424,7 @@ def _kan_conv2d_backward(
     with _gpu_of(x):
         for part in parts if programs else []:
             at_once = 1 if part[1] else kernels
-            _backward[(programs, kernels // at_once)](
+            _backward[(*grid, kernels // at_once)](
                 x, grad, linear, basis, scale, grad_x, partial, *x.shape[1:], *grad.shape[2:], *tiles,
                 *x.stride(), *grad.stride(), *(grad_x.stride() if of_x else (0, 0, 0, 0)),
                 at_once, monomials, degree, *size, *stride, *padding, *dilation, *part, *tile, lanes_p, lanes_c,
