@@ -79,6 +79,8 @@ def _path_pairs(path: ResidualPath, name: str, stage: int) -> Iterator[tuple[str
 def from_authors(state_dict: Mapping[str, Tensor], backbone: nn.Module) -> dict[str, Tensor]:
     """Translate a state dict of the authors' ``RKANet`` or ``RKANeXt`` (second generation) into ours.
 
+    Theirs with ``skip_activation=False`` (not their default) are another function, and can not be told apart.
+
     Args:
         state_dict (Mapping[str, Tensor]): Theirs. It holds modules for all four stages, whichever are active, so it
             can not tell which are: ``backbone`` does.

@@ -59,7 +59,10 @@ class _Options(DictAction):
         for value in values:
             if '=' not in value:
                 parser.error(f'{option_string} takes KEY=VALUE, but got {value}')
-        super().__call__(parser, namespace, values, option_string)
+            try:
+                super().__call__(parser, namespace, [value], option_string)
+            except (AssertionError, RecursionError) as error:  # of brackets that do not match
+                parser.error(f'{option_string} {value} can not be read: {error}')
 
 
 def dicts(node: Any) -> Iterator[ConfigDict]:
@@ -198,7 +201,7 @@ def check_config(cfg: Config, loaders: tuple[str, ...], loads_weights: bool) -> 
     for part in dicts(cfg.get('model')) if loads_weights else ():
         source = part.get('checkpoint') if part.get('type') == 'Pretrained' else None
         if isinstance(source, str):
-            _check_weights(source)
+            _check_weights(source, part.get('prefix') or '')
     for name in loaders:
         if name.startswith('test') and not cfg.get(name):
             raise UserError(f'the config has no {name}, which says what images there are')
@@ -236,7 +239,7 @@ def _data_help(path: str | Path) -> str:
     return f'name the folder of your data with --cfg-options data_root=DIR or MMDET_DATASETS=DIR{fetch}'
 
 
-def _check_weights(source: str) -> None:
+def _check_weights(source: str, prefix: str) -> None:
     known = source.partition('://')[2] in torchvision_addresses()
     if source.startswith('torchvision://') and not known and importlib.util.find_spec('torchvision') is None:
         raise UserError(
@@ -254,7 +257,12 @@ def _check_weights(source: str) -> None:
     if '://' not in source:
         checkpoint = read_checkpoint(source)
         inside = checkpoint.get('model') if isinstance(checkpoint, dict) else None  # Swin's own files, and PVT's
-        weights_of(inside if isinstance(inside, dict) else checkpoint, source)
+        state, _ = weights_of(inside if isinstance(inside, dict) else checkpoint, source)
+        if not any(key.startswith(prefix) for key in state):
+            raise UserError(
+                f'pretrained weights {source} hold none that begin with {prefix!r}; those of a backbone by itself are '
+                'taken with --cfg-options model.backbone.init_cfg.prefix=None'
+            )
 
 
 def _check_data(dataset: ConfigDict, loader: str, needs: tuple[str, ...], all_classes: bool) -> None:

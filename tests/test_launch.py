@@ -20,6 +20,7 @@ from rkan_mmdet.launch import (
     _check_fit,
     _check_scaled_lr,
     _check_weights,
+    add_cfg_options,
     backbone_of,
     build_dataset,
     check_config,
@@ -348,10 +349,26 @@ def test_what_a_semi_supervised_detector_starts_from(tmp_path: Path) -> None:
 
 def test_weights_of_the_form_of_swin(tmp_path: Path) -> None:
     torch.save(dict(model=torch.nn.Conv2d(3, 4, 1).state_dict()), tmp_path / 'swin.pth')
-    _check_weights(str(tmp_path / 'swin.pth'))
+    _check_weights(str(tmp_path / 'swin.pth'), '')
     torch.save(dict(model={}), tmp_path / 'none.pth')
     with pytest.raises(CheckpointError, match='holds no weights'):
-        _check_weights(str(tmp_path / 'none.pth'))
+        _check_weights(str(tmp_path / 'none.pth'), '')
+
+
+def test_weights_of_a_backbone_alone_where_those_of_a_model_are_wanted(tmp_path: Path) -> None:
+    torch.save(torch.nn.Conv2d(3, 4, 1).state_dict(), tmp_path / 'backbone.pth')
+    with pytest.raises(UserError, match=r"begin with 'backbone\.'; .*model\.backbone\.init_cfg\.prefix=None"):
+        _check_weights(str(tmp_path / 'backbone.pth'), 'backbone.')
+
+
+@pytest.mark.parametrize('value', ['a=(x,y', 'a=dict(x,y)'])
+def test_brackets_that_do_not_match(value: str, capsys: pytest.CaptureFixture) -> None:
+    parser = argparse.ArgumentParser()
+    add_cfg_options(parser)
+    assert parser.parse_args(['--cfg-options', 'a=1', 'b=[2,3]']).cfg_options == dict(a=1, b=[2, 3])
+    with pytest.raises(SystemExit):
+        parser.parse_args(['--cfg-options', 'b=1', value])
+    assert f'--cfg-options {value} can not be read: ' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize('last', ['before_train', 'before_train_epoch'])

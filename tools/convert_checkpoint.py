@@ -41,6 +41,9 @@ def main() -> None:
             state = from_authors(
                 {key[7:] if key.startswith('module.') else key: value for key, value in state.items()}, model
             )
+            init = cfg.model.backbone.get('init_cfg')
+            prefix = (isinstance(init, dict) and init.get('prefix')) or ''  # of the weights that the config starts from
+            state = {f'{prefix}{key}': value for key, value in state.items()}
         elif args.direction == 'to-authors':
             inside = {k[len('backbone.') :]: v for k, v in state.items() if k.startswith('backbone.')}
             state = to_authors(inside or state, model)

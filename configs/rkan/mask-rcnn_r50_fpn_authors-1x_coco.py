@@ -13,6 +13,7 @@ model = dict(
         init_cfg=dict(checkpoint='work_dirs/r50_authors-100e_in1k/epoch_100.pth', prefix='backbone.'),
     ),
     rpn_head=_base_.authors_rpn_head,
+    train_cfg=dict(rcnn=dict(assigner=dict(match_low_quality=False))),
 )
 train_dataloader = _base_.authors_train_dataloader
 val_dataloader = _base_.authors_test_dataloader

@@ -120,7 +120,7 @@ def test_its_tanh_is_exact() -> None:
         kernel_size=1, padding=0, backend='triton',
     ).flatten().cpu()  # fmt: skip
     expected = x.double().tanh()
-    assert ((u - expected) / expected)[expected != 0].abs().max() < 5e-7  # 4 units
+    assert ((u - expected) / expected)[expected != 0].abs().max() < 6e-7  # 5 units
 
 
 def test_its_multiply_adds_are_counted() -> None:

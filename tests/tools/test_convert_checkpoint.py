@@ -7,6 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from mmdet.registry import MODELS
+
+from rkan_mmdet.convert import from_authors
+from rkan_mmdet.launch import _check_weights, read_config
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from golden_case import Case
 
 ROOT = Path(__file__).parents[2]
 DEMO = 'configs/demo/mask-rcnn_rkan-r18_fpn_shapes.py'
@@ -54,6 +61,23 @@ def test_from_plain_keeps_every_coco_figure(shapes_root: str, tmp_path: Path) ->
     before, after = (figures(log.stdout + log.stderr) for log in logs)
     assert len(before) == 24
     assert before == after
+
+
+def test_from_authors_gives_what_the_config_starts_from(tmp_path: Path) -> None:
+    case = Case(ROOT / 'tests/data/golden/r50_s4.json')
+    torch.save(case.state_dict(), tmp_path / 'theirs.pth')
+    for recipe in ('authors-1x', '1x'):  # the one takes the backbone out of a classifier, the other a backbone
+        config, out = f'configs/rkan/mask-rcnn_rkan-r50_fpn_{recipe}_coco.py', tmp_path / f'{recipe}.pth'
+        result = tool(
+            'convert_checkpoint.py', 'from-authors', str(tmp_path / 'theirs.pth'), str(out), '--config', config
+        )
+        assert result.returncode == 0, result.stderr
+        cfg = read_config(str(ROOT / config), {'model.backbone.init_cfg.checkpoint': str(out)})
+        _check_weights(str(out), cfg.model.backbone.init_cfg.get('prefix') or '')
+        backbone = MODELS.build(cfg.model.backbone)
+        backbone.init_weights()
+        expected = from_authors(case.state_dict(), backbone)
+        assert all(torch.equal(value, expected[key]) for key, value in backbone.state_dict().items())
 
 
 def test_a_hostile_file_is_refused(tmp_path: Path) -> None:
