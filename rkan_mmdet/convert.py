@@ -211,7 +211,7 @@ def from_plain(state_dict: Mapping[str, Tensor], model: nn.Module) -> dict[str, 
     if not paths:
         raise ValueError('the model has no residual path')
     for name, path in paths.items():
-        if not path.zero_init:
+        if not path.zero_init or not path.is_zero():
             raise ValueError(f'{name} does not start at zero: set rkan=dict(zero_init=True) in the config')
     unsaved = unsaved_buffers(model)
     state_dict = {key: value for key, value in state_dict.items() if key not in unsaved}

@@ -103,6 +103,10 @@ def test_from_plain() -> None:
         assert torch.equal(a, b)
     with pytest.raises(ValueError, match=r'layer4\.rkan does not start at zero'):
         from_plain(plain.state_dict(), RKANResNet(18))
+    trained = RKANResNet(18, rkan=dict(zero_init=True))
+    torch.nn.init.ones_(trained.layer4.rkan.norm2.bias)
+    with pytest.raises(ValueError, match=r'layer4\.rkan does not start at zero'):
+        from_plain(plain.state_dict(), trained)
     with pytest.raises(ValueError, match=r'missing layer1\.2'):
         from_plain(plain.state_dict(), RKANResNet(34, rkan=dict(zero_init=True)))
     with pytest.raises(ValueError, match=r'left over layer1\.2'):

@@ -213,6 +213,7 @@ class ResidualPath(BaseModule):
                 nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=False), _build_norm(norm_cfg, out_channels)
             )
         self.aggregation = _build_aggregation(aggregation, out_channels)
+        self._drawn: list[int | None] | None = None  # the versions of the parameters
         if zero_init:
             self.zero_()
             if not all(norm.weight.requires_grad for norm in self._last_norms()):
@@ -221,11 +222,16 @@ class ResidualPath(BaseModule):
     def _last_norms(self) -> list[nn.Module]:
         return [self.norm2] if self.shortcut is None else [self.norm2, self.shortcut[1]]
 
+    def is_zero(self) -> bool:
+        """Whether the path gives 0, by its last norms."""
+        return not any(
+            norm.weight is None or norm.weight.any() or (norm.bias is not None and norm.bias.any())
+            for norm in self._last_norms()
+        )
+
     def is_dead(self) -> bool:
         """Whether the path gives 0 and is frozen."""
-        return not any(p.requires_grad for p in self.parameters()) and not any(
-            norm.weight is None or norm.weight.any() for norm in self._last_norms()
-        )
+        return self.is_zero() and not any(p.requires_grad for p in self.parameters())
 
     def zero_(self) -> None:
         """Zero the last norms: the path gives 0, and the stage is the plain one.
@@ -243,7 +249,8 @@ class ResidualPath(BaseModule):
             raise ValueError(f'zero_init needs norms with a weight, but got {self.norm2}')
         for norm in norms:
             nn.init.zeros_(norm.weight)
-            nn.init.zeros_(norm.bias)
+            if norm.bias is not None:
+                nn.init.zeros_(norm.bias)
 
     def init_weights(self) -> None:
         """Restore the path's own initialisation, which a backbone's ``init_cfg`` for all convolutions overwrites."""
@@ -256,6 +263,14 @@ class ResidualPath(BaseModule):
         if self.zero_init:
             self.zero_()
         self._is_init = True
+        self._drawn = self._versions()
+
+    def _versions(self) -> list[int | None]:
+        return [None if p.is_inference() else p._version for p in self.parameters()]
+
+    def is_as_drawn(self) -> bool:
+        """Whether nothing has written to the parameters since :meth:`init_weights`."""
+        return self._drawn == self._versions()
 
     def train(self, mode: bool = True) -> ResidualPath:
         super().train(mode)

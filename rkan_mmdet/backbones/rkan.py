@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import logging
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -137,6 +138,26 @@ def probe_stage(stage: nn.Module, name: str) -> tuple[int, int, int]:
     return in_channels, out.shape[1], stride
 
 
+def _check_called(backbone: nn.Module, stage: nn.Module, name: str) -> None:
+    """Refuse a stage whose blocks the backbone runs by itself: it would pass a path by, or run it as one more."""
+    called = []
+    conv = next(module for module in backbone.modules() if isinstance(module, nn.Conv2d))
+    handle = stage.register_forward_pre_hook(lambda *_: called.append(True))
+    try:
+        with _evaluating(backbone), warnings.catch_warnings():
+            warnings.simplefilter('ignore')  # they come when it is used
+            backbone(torch.zeros(1, conv.in_channels, 64, 64).to(conv.weight))
+    except Exception:  # it takes other inputs, or is not whole yet: then nothing is known
+        return
+    finally:
+        handle.remove()
+    if not called:
+        raise ValueError(
+            f'{type(backbone).__name__} does not call stage {name!r} ({type(stage).__name__}) but what is in it, so '
+            'that a path beside it would have no part; name stages that it calls'
+        )
+
+
 def _check_settings(stages: Sequence[str], stage_with_rkan: Any, rkan: Any) -> list[dict[str, Any]]:
     if not isinstance(stage_with_rkan, (tuple, list)):
         raise TypeError(f'stage_with_rkan must be a sequence of bools, one a stage, but got {stage_with_rkan!r}')
@@ -173,7 +194,7 @@ def attach_paths(
     """Put a residual path beside stages of a backbone, in place.
 
     A stage with a path computes ``aggregate(stage(x), path(x))`` and holds the path as ``stage.rkan``; its own
-    parameters keep their names.
+    parameters keep their names. The backbone's ``init_weights``, ``train`` and freezing then heed the paths.
 
     Args:
         backbone (nn.Module): Has the stages as submodules.
@@ -184,7 +205,8 @@ def attach_paths(
 
     Raises:
         TypeError: An argument is of the wrong type, or an option is unknown.
-        ValueError: A value is not allowed, or a stage is not one tensor (N, C, H, W) to one such tensor.
+        ValueError: A value is not allowed, a stage is not one tensor (N, C, H, W) to one such tensor, or the backbone
+            does not call it.
 
     Examples:
         >>> net = nn.ModuleDict(dict(a=nn.Sequential(nn.Conv2d(8, 16, 3, stride=2, padding=1))))
@@ -202,6 +224,7 @@ def attach_paths(
             if hasattr(stage, 'rkan'):
                 raise ValueError(f'stage {name!r} ({type(stage).__name__}) has a path, or something else named rkan')
             in_channels, out_channels, stride = probe_stage(stage, name)
+            _check_called(backbone, stage, name)
             path = ResidualPath(in_channels, out_channels, stride, is_last=i == len(stages) - 1, **settings[i])
             path.train(backbone.training)
             beside, own = next(stage.parameters()), path.conv_reduce.weight
@@ -211,12 +234,18 @@ def attach_paths(
             stage._runs_children = not stage._is_sequence and _runs_children(stage, path, in_channels)
             stage.add_module('rkan', path)
             stage.__class__ = _mixed(_StageWithPath, type(stage))
+    if not isinstance(backbone, _WithPaths):
+        backbone.__class__ = _mixed(_WithPaths, type(backbone))
+    backbone._freeze_stages()
 
 
 @contextmanager
-def _checked_loading(backbone: nn.Module) -> Iterator[None]:
-    """While weights load: one line says that paths are new, in place of their keys; none that fits is an error."""
-    fresh, handles = [], []
+def _checked_loading(backbone: nn.Module) -> Iterator[set[ResidualPath]]:
+    """While weights load: one line says that paths are new, in place of their keys; none that fits is an error.
+
+    Gives the paths of which weights were loaded.
+    """
+    fresh, loaded, handles = [], set(), []
     for name, module in backbone.named_modules():
         if isinstance(module, ResidualPath):
 
@@ -226,6 +255,8 @@ def _checked_loading(backbone: nn.Module) -> Iterator[None]:
                 if len(missing) == len([k for k in module.state_dict() if not k.endswith('num_batches_tracked')]):
                     fresh.append(prefix[:-1])
                     incompatible.missing_keys[:] = [k for k in incompatible.missing_keys if k not in missing]
+                else:
+                    loaded.add(module)
 
             handles.append(module.register_load_state_dict_post_hook(hook))
 
@@ -241,7 +272,7 @@ def _checked_loading(backbone: nn.Module) -> Iterator[None]:
 
     handles.append(backbone._register_load_state_dict_pre_hook(check))
     try:
-        yield
+        yield loaded
     finally:
         for handle in handles:
             handle.remove()
@@ -262,10 +293,15 @@ class _WithPaths(_Mixin):
         Raises:
             ValueError: No weight of the checkpoint in ``init_cfg`` is one of this backbone.
         """
-        with _checked_loading(self):
-            super().init_weights()
+        with _checked_loading(self) as loaded:
+            if hasattr(super(), 'init_weights'):
+                super().init_weights()
         for name, module in self.named_modules():
-            if isinstance(module, ResidualPath) and module.is_dead():
+            if not isinstance(module, ResidualPath):
+                continue
+            if module not in loaded and not module.is_as_drawn():  # some backbones go over all of their modules
+                module.init_weights()
+            if module.is_dead():
                 print_log(
                     f'{name} is frozen with its stage, and starts at zero: it adds nothing, unless a checkpoint has it '
                     'or adapter=True lets it be trained.',
@@ -297,7 +333,7 @@ def RKANBackbone(
     stage_with_rkan: Sequence[bool],
     rkan: dict[str, Any] | Sequence[dict[str, Any] | None] | None = None,
 ) -> nn.Module:
-    """Any backbone that is built of stages which take one tensor and give one, with residual KAN paths.
+    """Any backbone that calls stages which take one tensor and give one, with residual KAN paths.
 
     The backbone stays what it is: its class, its forward and its state-dict keys. ``aggregation='se'`` has no biases
     unless asked for (``dict(type='se', bias=True)``), whatever the backbone is.
@@ -313,7 +349,7 @@ def RKANBackbone(
 
     Raises:
         TypeError: An argument is of the wrong type, or an option is unknown.
-        ValueError: A value is not allowed, or a stage is not one tensor to one tensor.
+        ValueError: A value is not allowed, a stage is not one tensor to one tensor, or the backbone does not call it.
 
     Examples:
         >>> model = RKANBackbone(
@@ -328,9 +364,6 @@ def RKANBackbone(
         raise TypeError(f'stages must be a sequence of names, but got {stages!r}')
     model = MODELS.build(backbone)
     attach_paths(model, stages, stage_with_rkan, rkan)
-    if not isinstance(model, _WithPaths):
-        model.__class__ = _mixed(_WithPaths, type(model))
-    model._freeze_stages()
     return model
 
 
@@ -354,7 +387,6 @@ class _RKANBackbone(_WithPaths):
             if given.get('type') == 'se':
                 options['aggregation'] = {'bias': self._se_bias, **given}
         attach_paths(self, self.res_layers, stage_with_rkan, settings)
-        self._freeze_stages()
 
 
 @MODELS.register_module()

@@ -26,11 +26,16 @@ def normalize_windows(windows: Tensor, normalization: str, arctan_scale: Tensor 
         return torch.tanh(windows)
     if normalization == 'min-max':
         low, high = windows.amin(2, keepdim=True), windows.amax(2, keepdim=True)
-        return 2 * (windows - low) / (high - low + 1e-8) - 1
+        return 2 * _over(windows - low, high - low) - 1
     centred = windows - windows.mean(2, keepdim=True)
     if normalization == 'standardization':
-        return centred / (windows.std(2, keepdim=True) + 1e-8)
+        return _over(centred, windows.std(2, keepdim=True))
     return 2 / math.pi * torch.atan(centred * arctan_scale)
+
+
+def _over(values: Tensor, spread: Tensor) -> Tensor:
+    """``values / (spread + 1e-8)``, in units in which ONNX's optimizer does not take the addition for one of 0."""
+    return values * 1024 / (spread * 1024 + 1024e-8)
 
 
 def kan_conv2d_reference(

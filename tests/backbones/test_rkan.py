@@ -435,6 +435,71 @@ def test_a_path_that_can_never_add_anything(log: Records) -> None:
         assert any('layer4.rkan is frozen with its stage, and starts at zero' in line for line in log.lines) is said
 
 
+class Stages(nn.Module):
+    """A backbone of torch alone: no `init_weights`, no list of its stages."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, stride=4, padding=1)
+        self.stages = nn.ModuleList(nn.Sequential(nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8)) for _ in range(2))
+
+    def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
+        outs = [self.stem(x)]
+        for stage in self.stages:
+            outs.append(stage(outs[-1]))
+        return outs[1:]
+
+
+class GoesOverAll(Stages):
+    def init_weights(self) -> None:
+        for module in self.modules():
+            if isinstance(module, (nn.Conv2d, nn.BatchNorm2d)):
+                nn.init.constant_(module.weight, 1)
+
+
+class Unpacks(Stages):
+    def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
+        outs = [self.stem(x)]
+        for stage in self.stages:
+            for block in stage:
+                x = block(outs[-1])
+            outs.append(x)
+        return outs[1:]
+
+
+@pytest.mark.parametrize('kind', [Stages, GoesOverAll])
+def test_a_path_starts_as_itself_in_any_backbone(kind: type, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = dict(stages=('stages.0', 'stages.1'), stage_with_rkan=(False, True), rkan=dict(zero_init=True))
+    model = RKANBackbone(dict(type=kind), **options)
+    model.init_weights()
+    path = model.stages[1].rkan
+    assert path.is_zero()
+    assert path.conv_reduce.weight.std() > 0.01
+    assert (model.stages[0][0].weight == 1).all() == (kind is GoesOverAll)
+    drawn = copy.deepcopy(path.state_dict())
+    held = dict(model.state_dict(), **{'stages.1.rkan.norm2.bias': torch.ones(8)})
+    monkeypatch.setattr(kind, 'init_weights', lambda self: self.load_state_dict(held), raising=False)
+    model.init_weights()  # of weights that hold the path: they stay
+    assert (path.norm2.bias == 1).all()
+    assert torch.equal(path.conv_reduce.weight, drawn['conv_reduce.weight'])
+
+
+def test_stages_that_the_backbone_does_not_call() -> None:
+    with pytest.raises(ValueError, match=r"Unpacks does not call stage 'stages\.1' \(Sequential\) but what is in it"):
+        attach_paths(Unpacks(), ['stages.0', 'stages.1'], [False, True])
+
+
+def test_attached_paths_are_heeded() -> None:
+    frozen = ResNet(18, base_channels=8, frozen_stages=4, norm_eval=True)
+    attach_paths(frozen, frozen.res_layers, (False, False, True, True), [None, None, None, dict(adapter=True)])
+    for _ in range(2):
+        assert not any(p.requires_grad for p in frozen.layer3.parameters())
+        assert all(p.requires_grad for p in frozen.layer4.rkan.parameters())
+        assert not frozen.layer4[0].bn1.training
+        frozen.train()
+    assert frozen.layer4.rkan.norm1.training
+
+
 CSPNEXT = dict(type='mmdet.CSPNeXt', deepen_factor=0.17, widen_factor=0.25)
 STAGES = ('stage1', 'stage2', 'stage3', 'stage4')
 
