@@ -309,6 +309,14 @@ def is_of_training(name: str, template: str = 'epoch_{}.pth') -> bool:
     return re.fullmatch(rf'(epoch|iter)_\d+\.pth|{own}', name) is not None
 
 
+def _pattern(name: str) -> str:
+    return re.sub(r'\d+', '#', name)
+
+
+def _number(name: str) -> int:
+    return int(re.findall(r'\d+', name)[-1])
+
+
 def list_checkpoints(work_dir: str | Path, template: str = 'epoch_{}.pth') -> list[Path]:
     """The checkpoints of a training, the last first.
 
@@ -323,15 +331,25 @@ def list_checkpoints(work_dir: str | Path, template: str = 'epoch_{}.pth') -> li
     pointer = work_dir / 'last_checkpoint'
     name = pointer.read_text(errors='replace').strip() if pointer.is_file() else ''
     own = work_dir / Path(name).name  # first: of a directory that was moved or copied, the pointer names another's
+    # of a hook's out_dir; where a pointer lies too is another run, of which this one is a copy
     elsewhere = [] if not name or own.is_file() else [Path(name).resolve().parent]
+    elsewhere = [folder for folder in elsewhere if not (folder / 'last_checkpoint').is_file()]
     files = [
         path
         for folder in dict.fromkeys([work_dir.resolve(), *elsewhere])  # with the hook's out_dir they are in two
         for path in folder.glob('*.pth')
         if path.is_file() and is_of_training(path.name, template)  # others may be what it started from
     ]
-    files.sort(key=lambda path: path.stat().st_mtime_ns, reverse=True)
-    if name:
+    last = Path(name).name
+
+    def age(path: Path) -> tuple:
+        if _pattern(path.name) != _pattern(last):
+            return False, -1, path.stat().st_mtime_ns
+        # copying a run makes all files anew; those beyond the last are of a run from which it went back
+        return _number(path.name) <= _number(last), _number(path.name), path.stat().st_mtime_ns
+
+    files.sort(key=age, reverse=True)
+    if name and (own.is_file() or elsewhere):
         files = [own if own.is_file() else Path(name), *files]
     return list(dict.fromkeys(path.resolve() for path in files if path.is_file()))
 

@@ -22,6 +22,7 @@ from mmengine.config import Config, ConfigDict, DictAction
 
 from .checkpoint import (
     CheckpointError,
+    dataset_meta_of,
     find_training_state,
     is_of_training,
     load_from_http,
@@ -32,7 +33,7 @@ from .checkpoint import (
     weights_of,
 )
 from .data.guard import DataError, GuardHook, guard
-from .data.quick_check import check_coco
+from .data.quick_check import check_coco, differing
 
 
 class UserError(Exception):
@@ -212,6 +213,26 @@ def check_config(cfg: Config, loaders: tuple[str, ...], loads_weights: bool) -> 
         path = part.get('ann_file')
         if isinstance(path, str) and path and '://' not in path and not Path(path).exists():
             raise UserError(f'annotation file {path} of the evaluator does not exist; {_data_help(path)}')
+    for name in loaders:
+        _check_scored(cfg, name)
+
+
+def _check_scored(cfg: Config, loader: str) -> None:
+    """The file that is scored against must have the images and categories of the one that is read."""
+    dataset = (cfg.get(loader) or {}).get('dataset') or {}
+    if loader.startswith('train') or not dataset.get('ann_file') or coco_class(dataset) is None:
+        return
+    read = Path(dataset.get('data_root') or '', dataset.ann_file)
+    for part in dicts(cfg.get(f'{loader.split("_")[0]}_evaluator')):
+        scored = part.get('ann_file') if type_name(part) == 'CocoMetric' else None
+        if not scored or '://' in f'{scored}{read}' or Path(scored).samefile(read):
+            continue
+        what = differing(read, scored)
+        if what:
+            raise UserError(
+                f'annotation file {scored} of the evaluator has other {what} than {read} of {loader}, so that the AP '
+                'would be wrong: name the same file for both'
+            )
 
 
 def _needs(cfg: Config, loader: str) -> tuple[tuple[str, ...], bool]:
@@ -434,6 +455,29 @@ def _add_hooks(cfg: Config) -> None:
         cfg.custom_imports = dict(imports, imports=[*names, 'rkan_mmdet'])
 
 
+def check_names(meta: dict[str, Any], dataset: Any, path: str) -> None:
+    """Refuse a checkpoint whose classes are those of the data in another order; of others say that they are others.
+
+    Args:
+        meta (dict): Of the checkpoint.
+        dataset (Dataset): Has ``metainfo``.
+        path (str): The checkpoint's name, for the message.
+
+    Raises:
+        UserError: Every class would get a wrong name.
+    """
+    theirs, ours = (list((of or {}).get('classes') or ()) for of in (dataset_meta_of(meta), dataset.metainfo))
+    if not theirs or not ours or theirs == ours:
+        return
+    both = f'{", ".join(map(str, theirs[:5]))}; the config {", ".join(map(str, ours[:5]))}'
+    if sorted(map(str, theirs)) == sorted(map(str, ours)):
+        raise UserError(
+            f'checkpoint {path} has its classes in another order ({both}): with it every class would get a wrong name; '
+            'say metainfo=dict(classes=(...)) in its order, and write the categories of the files so'
+        )
+    print(f'warning: checkpoint {path} has other classes ({both})')
+
+
 def load_exactly(model: torch.nn.Module, state: dict[str, torch.Tensor], path: str) -> None:
     """Load weights that must be this model's: of others MMEngine only warns, and goes on with weights that nobody
     trained.
@@ -525,6 +569,7 @@ def _check_fit(runner: Any, state: dict[str, Any] | None) -> None:
     if state is not None:
         load_exactly(runner.model, state['state_dict'], path)
         _check_scaled_lr(runner, state, path)
+        check_names(state['meta'], runner.train_dataloader.dataset, path)
     elif path and '://' not in path:  # weights of a model that is like this one in part
         names = {re.sub(r'^module\.', '', name) for name in check_checkpoint(path)[0]}
         # a semi-supervised detector takes the weights of a plain one for both of its own
@@ -614,6 +659,7 @@ def make_runner(cfg: Config, loops: tuple[str, ...] = ()) -> Any:
             type='MMDistributedDataParallel', device_ids=None, broadcast_buffers=False,
             find_unused_parameters=cfg.get('find_unused_parameters', False),
         ))  # fmt: skip
+    _spare_config(cfg, 'test' if 'test' in loops else 'train')
     try:
         runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
         build = runner.build_dataloader
@@ -632,6 +678,16 @@ def make_runner(cfg: Config, loops: tuple[str, ...] = ()) -> Any:
     except Exception as error:  # an option that a class does not know, a class that no registry knows, ...
         raise UserError(f'what the config asks for can not be built: {_one_line(error)}') from error
     return runner
+
+
+def _spare_config(cfg: Config, loop: str) -> None:
+    """MMEngine writes the config that it runs into the work directory, under the name of the file that was read: let
+    that neither replace the file itself nor, by a test, what a training has left.
+    """
+    path = Path(cfg.filename or '')
+    kept = Path(cfg.work_dir, path.name)
+    if kept.is_file() and (loop == 'test' or kept.samefile(path)):
+        object.__setattr__(cfg, '_filename', str(path.with_name(f'{path.stem}_{loop}.py')))
 
 
 def _one_line(error: Exception) -> str:

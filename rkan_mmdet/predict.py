@@ -63,7 +63,7 @@ class CocoIds:
                 os.path.normpath(image['file_name']): image['id'] for image in images if 'file_name' in image
             }
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f'annotation file {self.file} is not of the COCO format: {error!r}') from error
+            raise UserError(f'annotation file {self.file} is not of the COCO format: {error!r:.200}') from error
         lacking = [name for name in detector.classes if name not in {c['name'] for c in known}]
         if lacking or len(known) != len(detector.classes):
             what = listed(lacking, 'of them are not in it') or 'some names come twice in it'

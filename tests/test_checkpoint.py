@@ -6,6 +6,7 @@ import os
 import pickle
 import random
 import re
+import shutil
 import threading
 from collections.abc import Iterator
 from functools import partial
@@ -274,6 +275,7 @@ def test_checkpoints_in_another_directory_are_found(tmp_path: Path, capsys: pyte
     for epoch in (1, 2):
         save(out / f'epoch_{epoch}.pth', epoch)
     (work / 'last_checkpoint').write_text(str(out / 'epoch_2.pth'))
+    (out / 'last_checkpoint').unlink()
     (work / 'latest.pth').symlink_to(tmp_path / 'nowhere.pth')
     assert find_training_state(work)[1]['meta']['epoch'] == 2
     (out / 'epoch_2.pth').write_bytes(b'')
@@ -291,6 +293,24 @@ def test_a_moved_directory_goes_on_with_its_own(tmp_path: Path, capsys: pytest.C
     assert find_training_state(tmp_path / 'kept')[1]['meta']['epoch'] == 5
     (tmp_path / 'kept' / 'epoch_5.pth').write_bytes(b'')
     assert find_training_state(tmp_path / 'kept')[1]['meta']['epoch'] == 4
+
+
+def test_a_copied_directory_takes_no_checkpoint_of_the_first(tmp_path: Path) -> None:
+    first, copy = tmp_path / 'a', tmp_path / 'b'
+    first.mkdir()
+    for epoch in (2, 9, 10):
+        save(first / f'epoch_{epoch}.pth', epoch)
+    (first / 'last_checkpoint').write_text(str(first / 'epoch_10.pth'))
+    shutil.copytree(first, copy)
+    for i, epoch in enumerate((10, 9, 2)):  # in the order in which they were copied
+        os.utime(copy / f'epoch_{epoch}.pth', (i, i))
+    (copy / 'epoch_10.pth').unlink()
+    path, state = find_training_state(copy)
+    assert (Path(path).parent, state['meta']['epoch']) == (copy, 9)
+    save(copy / 'epoch_11.pth', 11)  # from which the run went back
+    (copy / 'last_checkpoint').write_text(str(copy / 'epoch_9.pth'))
+    (copy / 'epoch_9.pth').write_bytes(b'')
+    assert find_training_state(copy)[1]['meta']['epoch'] == 2
 
 
 def test_what_says_nothing_of_the_file_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

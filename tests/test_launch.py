@@ -15,15 +15,18 @@ import torch
 from mmengine.config import Config
 
 from rkan_mmdet.checkpoint import CheckpointError, TornCheckpointError
+from rkan_mmdet.data.config_findings import check_heads
 from rkan_mmdet.launch import (
     UserError,
     _check_fit,
     _check_scaled_lr,
     _check_weights,
+    _spare_config,
     add_cfg_options,
     backbone_of,
     build_dataset,
     check_config,
+    check_names,
     load_config,
     load_exactly,
     prepare_training,
@@ -220,7 +223,8 @@ def test_a_class_that_is_not_evaluated_is_named_before_the_training(shapes_root:
     content['annotations'] = [a for a in content['annotations'] if a['category_id'] != gone]
     (tmp_path / 'val.json').write_text(json.dumps(content))
     cfg = load(DEMO, data_root=shapes_root)
-    cfg.train_dataloader.dataset.ann_file = cfg.val_dataloader.dataset.ann_file = str(tmp_path / 'val.json')
+    for part in (cfg.train_dataloader.dataset, cfg.val_dataloader.dataset, cfg.val_evaluator):
+        part.ann_file = str(tmp_path / 'val.json')
     check_config(cfg, ('train_dataloader',), loads_weights=False)
     with pytest.raises(UserError, match=r'val\.json has no category ring, a prediction of which would stop'):
         check_config(cfg, ('val_dataloader',), loads_weights=False)
@@ -386,6 +390,54 @@ def test_what_fails_before_the_first_epoch_is_one_line(last: str) -> None:
 
     with pytest.raises(UserError if last == 'before_train' else ValueError, match='a hook of yours'):
         start_training(Runner())
+
+
+def test_configs_are_not_replaced(tmp_path: Path) -> None:
+    text = f'# mine\n_base_ = {DEMO!r}\n'
+    (tmp_path / 'mine.py').write_text(text)
+    cfg = load(str(tmp_path / 'mine.py'), work_dir=str(tmp_path))
+    _spare_config(cfg, 'train')
+    assert Path(cfg.filename).name == 'mine_train.py'
+    (tmp_path / 'run').mkdir()
+    for loop, name in (('train', 'mine.py'), ('test', 'mine_test.py')):
+        (tmp_path / 'run/mine.py').write_text('of the training')
+        cfg = load(str(tmp_path / 'mine.py'), work_dir=str(tmp_path / 'run'))
+        _spare_config(cfg, loop)
+        assert Path(copy.deepcopy(cfg).filename).name == name
+
+
+def test_classes_of_the_checkpoint(capsys: pytest.CaptureFixture) -> None:
+    dataset = SimpleNamespace(metainfo=dict(classes=('cat', 'dog')))
+    for classes in (('cat', 'dog'), None):
+        check_names(dict(dataset_meta=dict(classes=classes)), dataset, 'a.pth')
+    assert not capsys.readouterr().out
+    check_names(dict(dataset_meta=dict(classes=['cat', 'cow'])), dataset, 'a.pth')
+    assert 'warning: checkpoint a.pth has other classes (cat, cow; the config cat, dog)' in capsys.readouterr().out
+    with pytest.raises(UserError, match=r'a\.pth has its classes in another order \(dog, cat; the config cat, dog\)'):
+        check_names(dict(dataset_meta=dict(classes=['dog', 'cat'])), dataset, 'a.pth')
+
+
+def test_the_file_that_is_scored_against(shapes_root: str, tmp_path: Path) -> None:
+    cfg = load(DEMO, data_root=shapes_root)
+    read = Path(cfg.val_dataloader.dataset.data_root, cfg.val_dataloader.dataset.ann_file)
+    content = json.loads(read.read_text())
+    other = tmp_path / 'other.json'
+    cfg.val_evaluator.ann_file = str(other)
+    for part in (dict(), dict(images=content['images'][:-1]), dict(categories=content['categories'][::-1])):
+        other.write_text(json.dumps(dict(content, **part)))
+        if part:
+            with pytest.raises(UserError, match=f'other.json of the evaluator has other {next(iter(part))} than'):
+                check_config(cfg, ('val_dataloader',), loads_weights=True)
+        else:
+            check_config(cfg, ('val_dataloader',), loads_weights=True)
+
+
+def test_heads_of_fewer_classes_than_the_data(shapes_root: str) -> None:
+    cfg = load(DEMO, data_root=shapes_root)
+    check_heads(cfg)
+    cfg.model.roi_head.bbox_head.num_classes = 4
+    with pytest.raises(UserError, match=r'has 5 classes, the heads fewer: .*bbox_head=dict\(num_classes=5\)'):
+        check_heads(cfg)
 
 
 def test_the_backbone_of_a_detector() -> None:

@@ -165,7 +165,7 @@ def main() -> None:
     if args.json and args.json.exists():
         raise UserError(f'--json {args.json} exists; name another file')
     configs = args.configs or sorted(CONFIGS.glob('mask-rcnn_*_fpn_authors-1x_coco.py'), key=lambda p: (len(p.stem), p))
-    voc = ['voc' in config.stem for config in configs]
+    voc = [re.search(r'(^|[-_])voc', config.stem) is not None for config in configs]
     if any(voc) != all(voc):
         raise UserError('configs of COCO and of VOC have no metric in common; make two tables')
     metrics = VOC_METRICS if any(voc) else METRICS

@@ -17,6 +17,7 @@ from rkan_mmdet.launch import (
     add_common_arguments,
     check_checkpoint,
     check_config,
+    check_names,
     load_config,
     load_exactly,
     make_runner,
@@ -68,6 +69,10 @@ def main() -> None:
     out = args.out and Path(args.out)
     if out and out.exists():
         raise UserError(f'--out {out} exists; name another file')
+    if out and out.parent.exists() and not out.parent.is_dir():
+        raise UserError(f'--out {out} can not be written: {out.parent} is a file')
+    if args.show_dir and os.path.isabs(args.show_dir) and os.path.isdir(args.show_dir) and os.listdir(args.show_dir):
+        raise UserError(f'--show-dir {args.show_dir} is not empty, and images in it could be replaced; name another')
     with reading_config():
         cfg = load_config(args)
         cfg.load_from, cfg.resume = args.checkpoint, False  # the config that a resumed training leaves says True
@@ -75,10 +80,11 @@ def main() -> None:
             cfg = trigger_visualization_hook(cfg, args)
         if args.tta:
             use_tta(cfg)
-        state, _ = check_checkpoint(args.checkpoint)
+        state, meta = check_checkpoint(args.checkpoint)
         check_config(cfg, ('test_dataloader',), loads_weights=False)
     runner = make_runner(cfg, ('test',))
     load_exactly(runner.model, state, args.checkpoint)
+    check_names(meta, runner.test_dataloader.dataset, args.checkpoint)
     partial = out and out.with_name(f'.{out.name}.partial.pkl')
     if out:
         runner.test_evaluator.metrics.append(DumpDetResults(out_file_path=str(partial)))

@@ -4,6 +4,7 @@ import argparse
 
 from mmdet.utils import setup_cache_size_limit_of_dynamo
 
+from rkan_mmdet.data.config_findings import check_heads
 from rkan_mmdet.launch import (
     UserError,
     add_common_arguments,
@@ -49,6 +50,7 @@ def main() -> None:
             cfg.auto_scale_lr.enable = True
         state = prepare_training(cfg, args.resume)
         check_config(cfg, ('train_dataloader', 'val_dataloader'), loads_weights=True)
+        check_heads(cfg)
     start_training(make_runner(cfg, ('train', 'val')), state)
 
 

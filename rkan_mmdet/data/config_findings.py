@@ -18,6 +18,7 @@ from rkan_mmdet.data.detector_config import (
     DataSet,
     anchor_sizes,
     best_iou,
+    coco_sets,
     find_heads,
     has_mask_head,
     heads_override,
@@ -28,7 +29,7 @@ from rkan_mmdet.data.file_findings import examine_file
 from rkan_mmdet.data.findings import Finding, lost
 from rkan_mmdet.data.image_files import examine_images
 from rkan_mmdet.data.quick_check import as_key
-from rkan_mmdet.launch import dicts, type_name
+from rkan_mmdet.launch import UserError, dicts, type_name
 
 
 def _like(name: Any, names: Sequence) -> str | None:
@@ -103,8 +104,21 @@ def compare_labels(train: tuple[DataSet, CocoFile], other: tuple[DataSet, CocoFi
     shown = [f'label {i}: {m!r} in training, {n!r} here' for i, (m, n) in enumerate(zip(a, b)) if m != n]
     shown += [f'{len(a)} classes in training, {len(b)} here'] if len(a) != len(b) else []
     text = 'labels mean another class than in training: the order of the categories in the two files differs'
-    mend = 'in the file: write the categories of the training file, in its order (ids may differ)'
+    mend = 'in the file: write the categories of the training file, in its order'
     return [Finding('error', 'classes-differ', text, len(shown), tuple(shown[:3]), mend, other[0].role)]
+
+
+def check_heads(cfg: Config) -> None:
+    """Refuse heads with fewer classes than the training set: a label without an output is taken for background.
+
+    Raises:
+        UserError: With the lines that mend it.
+    """
+    for found in coco_sets(cfg)[0]:
+        count = len(found.classes()[0])
+        wrong = [(keys, k, value) for keys, k, value in find_heads(cfg.get('model')) if value < count]
+        if found.role == 'train' and wrong:
+            raise UserError(f'the training set has {count} classes, the heads fewer: {heads_override(wrong, count)}')
 
 
 def examine_heads(cfg: Config, train: DataSet) -> list[Finding]:

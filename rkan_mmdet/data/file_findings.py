@@ -75,6 +75,9 @@ def _examine_keys(coco: CocoFile, role: str, report: Report) -> None:
     text += ' (nothing is scored on this set)' if role == 'train' else ''
     mend = "in the file: a['iscrowd'] = 0 for each annotation a"
     report.add('note' if role == 'train' else 'error', 'crowd-missing', text, bad, coco.at, mend)
+    bad = [i for i, a in enumerate(coco.annotations) if a.get('iscrowd') not in (None, 0, 1)]
+    text = "annotations whose 'iscrowd' is neither 0 nor 1: a text counts as crowd, which nothing learns or scores"
+    report.add('error', 'crowd-broken', text, bad, lambda i: f'{coco.at(i)}: {coco.annotations[i]["iscrowd"]!r}', mend)
     for k in ('width', 'height'):
         bad = [i for i in coco.images if i.get(k) is not None and not (number(i[k]) > 0 and number(i[k]).is_integer())]
         report.add(
@@ -98,6 +101,15 @@ def _examine_keys(coco: CocoFile, role: str, report: Report) -> None:
         fatal = what == 'annotation' and any(isinstance(i, str) and not i.isdigit() for i in ids)
         bad = [i for i in ids if isinstance(i, str)]
         report.add('error' if fatal else 'warning', f'{what}-id-string', text, bad, repr, mend)
+    ids = [category.get('id') for category in coco.categories]
+    if role != 'train' and all(isinstance(i, (int, float)) for i in ids) and ids != sorted(ids):
+        text = 'category ids do not ascend in the order of the categories: the mean is right, but with classwise=True '
+        text += "MMDetection shows classes' AP under each other's names"
+        mend = 'number the categories from 1 in their order, category_id of the annotations too'
+        report.append(Finding('warning', 'category-order', text, len(ids), tuple(map(repr, ids[:3])), mend))
+    bad = [i['id'] for i in coco.images if isinstance(i.get('id'), int) and abs(i['id']) >= 2**53]
+    text = 'image ids from 2^53 on: as floating-point numbers, which MMDetection makes of them, some are the same'
+    report.add('error', 'image-id-large', text, bad, repr, "number them anew in the file: images[i]['id'] = i + 1")
     bad = [i for i, a in enumerate(coco.annotations) if a.get('id') == 0]
     text = "the annotation id 0: COCO's evaluator takes its match for a miss"
     report.add('warning', 'annotation-id-0', text, bad, coco.at, 'number the annotations from 1')

@@ -37,7 +37,7 @@ def _open(path: str) -> tuple[tuple[int, int], int, bool, bool]:
                 raise ValueError('pixels of 32 bits')  # of which OpenCV makes no picture
         orientation = image.getexif().get(EXIF_ORIENTATION, 1)
         orientation = orientation if isinstance(orientation, int) else 1  # as OpenCV takes it
-    is_deep = mode.startswith('I')
+    is_deep = mode.startswith('I') or (kind == 'PNG' and _png_depth(path) == 16)
     try:
         if kind in ('JPEG', 'PNG'):
             check_end(path)
@@ -47,6 +47,12 @@ def _open(path: str) -> tuple[tuple[int, int], int, bool, bool]:
     except (OSError, SyntaxError, ValueError):
         return size, orientation, is_deep, False
     return size, orientation, is_deep, True
+
+
+def _png_depth(path: str) -> int:
+    """Bits of a value: Pillow makes 8 of the 16 that a coloured one can have."""
+    with open(path, 'rb') as file:
+        return file.read(25)[24]
 
 
 def examine_images(

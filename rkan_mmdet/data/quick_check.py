@@ -78,6 +78,8 @@ def check_coco(
         box = annotation['bbox']
         if not (isinstance(box, list) and len(box) == 4 and all(math.isfinite(number(v)) for v in box)):
             refuse(f'bbox of annotations[{i}] must be four finite numbers (x, y, width, height), but is {box!r}')
+        if 'iscrowd' in needs and annotation['iscrowd'] not in (0, 1):
+            refuse(f'iscrowd of annotations[{i}] must be 0 or 1, but is {annotation["iscrowd"]!r}')
         if not math.isfinite(number(annotation['area'])):
             refuse(f'area of annotations[{i}] must be a finite number, but is {annotation["area"]!r}')
     if classes is not None:
@@ -88,6 +90,17 @@ def check_coco(
                 f'annotation file {path} has no category {", ".join(missing)}, a prediction of which would stop the '
                 'evaluation: add it to its categories, or take it out of the classes of the config'
             )
+
+
+def differing(path: str | Path, other: str | Path) -> str:
+    """``'images'`` or ``'categories'`` if two files of COCO's form have other ones, else an empty text."""
+    if max(Path(path).stat().st_size, Path(other).stat().st_size) > MAX_BYTES:
+        return ''
+    a, b = (json.loads(Path(file).read_text(encoding='utf-8')) for file in (path, other))
+    if {as_key(image['id']) for image in a['images']} != {as_key(image['id']) for image in b['images']}:
+        return 'images'
+    names = [[(as_key(category['id']), category['name']) for category in file['categories']] for file in (a, b)]
+    return 'categories' if names[0] != names[1] else ''
 
 
 def stops_evaluation(segmentation: Any, needed: bool) -> bool:

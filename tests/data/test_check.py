@@ -101,6 +101,13 @@ def corners(a: dict) -> list[float]:
     return [x, y, x + w, y + h]
 
 
+def renumber_categories(d: dict) -> None:
+    """Ids that fall in the order of the categories, and fit the annotations."""
+    for entries, key in ((d['categories'], 'id'), (d['annotations'], 'category_id')):
+        for entry in entries:
+            entry[key] = 100 - entry[key]
+
+
 BREAKAGES: dict[str, tuple[Callable[[dict], Any], str, str]] = {
     # what is done to the file; the severity; a part of the line that mends it
     'box-empty': (lambda d: first(d).update(bbox=[5, 5, 0, 20]), 'error', 'remove'),
@@ -114,6 +121,9 @@ BREAKAGES: dict[str, tuple[Callable[[dict], Any], str, str]] = {
     'area-wrong': (lambda d: first(d).update(area=1e5), 'warning', "a['area']"),
     'area-broken': (lambda d: first(d).update(area='big'), 'error', "a['area']"),
     'crowd-missing': (lambda d: without(d['annotations'], 'iscrowd'), 'error', "a['iscrowd'] = 0"),
+    'crowd-broken': (lambda d: first(d).update(iscrowd='0'), 'error', "a['iscrowd'] = 0"),
+    'category-order': (lambda d: renumber_categories(d), 'warning', 'number the categories from 1'),
+    'image-id-large': (lambda d: d['images'][-1].update(id=2**63 + 1), 'error', 'number them anew'),
     'image-unknown': (lambda d: first(d).update(image_id=99), 'error', "'id' of 'images'"),
     'category-unknown': (lambda d: first(d).update(category_id=99), 'error', "'id' of 'categories'"),
     'image-id-twice': (lambda d: d['images'][1].update(id=1), 'error', 'number them anew'),
@@ -414,12 +424,18 @@ def test_pictures_of_other_depths(data: Path) -> None:
     content['images'][3].update(file_name='3.tif', width=128, height=192)
     save(data, dict(content, annotations=[a for a in content['annotations'] if a['image_id'] > 4]))
     cv2.imwrite(str(data / 'train/3.tif'), np.full((192, 128), 2000, np.int16))
+    (data / 'train' / content['images'][4]['file_name']).unlink()
+    content['images'][4].update(file_name='4.png', width=128, height=192)
+    content['annotations'] = [a for a in content['annotations'] if a['image_id'] > 5]
+    save(data, content)
+    cv2.imwrite(str(data / 'train/4.png'), np.full((192, 128, 3), 200, np.uint16))  # coloured, of which Pillow says RGB
     findings = look(data)
     assert named(findings, 'exif-agrees').count == 1
     assert 'exif-rotated' not in names(findings)
     assert [Path(e).name for e in named(findings, 'file-unreadable').examples] == ['1.tif']
-    assert [Path(e).name for e in named(findings, 'file-deep').examples] == ['2.tif', '3.tif']
+    assert [Path(e).name for e in named(findings, 'file-deep').examples] == ['2.tif', '3.tif', '4.png']
     loaded = [imfrombytes((data / f'train/{i}.tif').read_bytes()) for i in range(4)]
+    assert not imfrombytes((data / 'train/4.png').read_bytes()).any()
     assert loaded[0].shape == (192, 128, 3)
     assert loaded[1] is None
     assert not loaded[2].any()

@@ -87,6 +87,10 @@ def test_what_an_evaluation_needs(tmp_path: Path) -> None:
     content = sound()
     with pytest.raises(ValueError, match=r"annotations\[0\] has no 'iscrowd'"):
         check_coco(write(tmp_path / 'a.json', content), needs=('iscrowd', 'segmentation'))
+    for value in ('0', None):
+        content['annotations'][0]['iscrowd'] = value
+        with pytest.raises(ValueError, match=r'iscrowd of annotations\[0\] must be 0 or 1'):
+            check_coco(write(tmp_path / 'a.json', content), needs=('iscrowd',))
     content['annotations'][0]['iscrowd'] = 0
     with pytest.raises(ValueError, match=r"annotations\[0\] has no 'segmentation'"):
         check_coco(write(tmp_path / 'a.json', content), needs=('iscrowd', 'segmentation'))
