@@ -25,10 +25,11 @@ class _ImageFile(NamedTuple):
     stored: tuple[int, int]
     orientation: int
     is_deep: bool  # 16 bits a pixel
+    kind: str | None  # Pillow's name of the format
 
 
-def _open(path: str) -> tuple[tuple[int, int], int, bool, bool]:
-    """Size as stored, EXIF orientation, whether a pixel has 16 bits, and whether the file is whole."""
+def _open(path: str) -> tuple[tuple[int, int], int, bool, str | None, bool]:
+    """Size as stored, EXIF orientation, whether a pixel has 16 bits, the format, and whether the file is whole."""
     with Image.open(path) as image:
         size, kind, mode = image.size, image.format, image.mode
         if kind == 'TIFF':
@@ -36,7 +37,8 @@ def _open(path: str) -> tuple[tuple[int, int], int, bool, bool]:
             if max(image.tag_v2.get(258, (1,))) >= 32:
                 raise ValueError('pixels of 32 bits')  # of which OpenCV makes no picture
         orientation = image.getexif().get(EXIF_ORIENTATION, 1)
-        orientation = orientation if isinstance(orientation, int) else 1  # as OpenCV takes it
+        # as OpenCV takes it, which turns no AVIF
+        orientation = orientation if isinstance(orientation, int) and kind != 'AVIF' else 1
     is_deep = mode.startswith('I') or (kind == 'PNG' and _png_depth(path) == 16)
     try:
         if kind in ('JPEG', 'PNG'):
@@ -45,8 +47,8 @@ def _open(path: str) -> tuple[tuple[int, int], int, bool, bool]:
             with Image.open(path) as image:
                 image.load()
     except (OSError, SyntaxError, ValueError):
-        return size, orientation, is_deep, False
-    return size, orientation, is_deep, True
+        return size, orientation, is_deep, kind, False
+    return size, orientation, is_deep, kind, True
 
 
 def _png_depth(path: str) -> int:
@@ -91,13 +93,13 @@ def examine_images(
                     continue
                 path = os.path.join(folder, name)
                 try:
-                    stored, orientation, is_deep, whole = _open(path)
+                    *found_in, whole = _open(path)
                 except FileNotFoundError:
                     missing.append(image)
                 except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
                     unreadable.append(path)
                 else:
-                    found.append(_ImageFile(path, image, stored, orientation, is_deep))
+                    found.append(_ImageFile(path, image, *found_in))
                     torn += [] if whole else [path]
     finally:
         Image.MAX_IMAGE_PIXELS = limit
@@ -109,7 +111,10 @@ def examine_images(
     deep = [file.path for file in found if file.is_deep]
     text = 'images of 16 bits a pixel, of which MMDetection keeps the upper 8: values below 256 are black to it'
     report.add('warning', 'file-deep', text, deep, mend='stretch what is in them over 8 bits, and save them so')
-    _examine_sizes(found, upright, report)
+    mend = f'{_AS_STORED}  # in train_pipeline and test_pipeline'
+    _examine_sizes([file for file in found if file.kind != 'TIFF'], upright, mend, report)
+    mend = 'save them anew without their orientation: OpenCV turns TIFFs whatever it is told'
+    _examine_sizes([file for file in found if file.kind == 'TIFF'], True, mend, report)
     return in_order(report)
 
 
@@ -140,7 +145,7 @@ def _examine_folder(coco: CocoFile, folder: str, missing: list[dict], report: Re
     report.add('note', 'file-not-listed', f'images in {folder} are not in the file: nobody will see them', extra)
 
 
-def _examine_sizes(found: list[_ImageFile], upright: bool, report: Report) -> None:
+def _examine_sizes(found: list[_ImageFile], upright: bool, as_stored: str, report: Report) -> None:
     turned, unsure, noted, differ = [], [], [], []
     for file in found:
         stored = file.stored
@@ -164,7 +169,7 @@ def _examine_sizes(found: list[_ImageFile], upright: bool, report: Report) -> No
         text = (
             'images with an EXIF rotation whose size in the file is the stored one: MMDetection turns them, and no box'
         )
-        mend = f'{_AS_STORED}  # in train_pipeline and test_pipeline'
+        mend = as_stored
     else:
         text = (
             'images with an EXIF rotation whose size in the file is the upright one: the loader leaves them as stored'
@@ -173,7 +178,7 @@ def _examine_sizes(found: list[_ImageFile], upright: bool, report: Report) -> No
     report.add('error', 'exif-rotated', text, turned, show, mend)
     text = 'images with an EXIF orientation that leaves the size as it is: were the boxes drawn on the '
     text += ('upright' if upright else 'stored') + ' image, as MMDetection loads it?'
-    report.add('warning', 'exif-unsure', text, unsure, show, f'if not: {_AS_STORED}' if upright else 'look at some')
+    report.add('warning', 'exif-unsure', text, unsure, show, f'if not: {as_stored}' if upright else 'look at some')
     text = 'images with an EXIF rotation, loaded as the file says'
     report.add('note', 'exif-agrees', text, noted, show)
     swapped = bool(differ) and all((f.image.get('height'), f.image.get('width')) == f.stored for f in differ)

@@ -31,6 +31,7 @@ from rkan_mmdet.data.check import examine_annotations, examine_config
 from rkan_mmdet.data.coco_file import CocoFile
 from rkan_mmdet.data.detector_config import find_heads, has_mask_head, heads_override, scale_of
 from rkan_mmdet.data.findings import Finding
+from rkan_mmdet.data.image_files import examine_images
 from rkan_mmdet.data.quick_check import check_coco
 from rkan_mmdet.launch import UserError, read_config
 
@@ -434,6 +435,11 @@ def test_pictures_of_other_depths(data: Path) -> None:
     assert 'exif-rotated' not in names(findings)
     assert [Path(e).name for e in named(findings, 'file-unreadable').examples] == ['1.tif']
     assert [Path(e).name for e in named(findings, 'file-deep').examples] == ['2.tif', '3.tif', '4.png']
+    save(data, dict(content, images=[dict(content['images'][0], width=192, height=128)], annotations=[]))
+    for upright in (True, False):  # OpenCV turns a TIFF whatever it is told
+        coco = CocoFile(data / 'annotations/instances_train.json')
+        finding = named(examine_images(coco, data / 'train', upright), 'exif-rotated')
+        assert 'without their orientation' in finding.mend
     loaded = [imfrombytes((data / f'train/{i}.tif').read_bytes()) for i in range(4)]
     assert not imfrombytes((data / 'train/4.png').read_bytes()).any()
     assert loaded[0].shape == (192, 128, 3)

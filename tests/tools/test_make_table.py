@@ -43,7 +43,9 @@ def test_the_last_checkpoint_of_a_run_that_was_moved(tmp_path: Path) -> None:
         (folder / 'best_epoch_2.pth').touch()
         (folder / 'last_checkpoint').write_text(str(old / 'epoch_2.pth'))
     assert list_checkpoints(new) == [new / 'epoch_2.pth']
-    (new / 'epoch_2.pth').unlink()  # with the hook's out_dir they are elsewhere
+    (new / 'epoch_2.pth').unlink()
+    assert list_checkpoints(new) == []
+    (old / 'last_checkpoint').unlink()  # no run, then, but what a hook's out_dir is
     assert list_checkpoints(new) == [old / 'epoch_2.pth']
     assert list_checkpoints(tmp_path) == []
 
