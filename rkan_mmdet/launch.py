@@ -653,14 +653,14 @@ def make_runner(cfg: Config, loops: tuple[str, ...] = ()) -> Any:
     from mmengine.registry import RUNNERS
     from mmengine.runner import Runner
 
-    if cfg.launcher == 'pytorch' and not torch.cuda.is_available() and not is_distributed():
-        torch.distributed.init_process_group('gloo')
-        cfg.setdefault('model_wrapper_cfg', dict(
-            type='MMDistributedDataParallel', device_ids=None, broadcast_buffers=False,
-            find_unused_parameters=cfg.get('find_unused_parameters', False),
-        ))  # fmt: skip
     _spare_config(cfg, 'test' if 'test' in loops else 'train')
     try:
+        if cfg.launcher == 'pytorch' and not torch.cuda.is_available() and not is_distributed():
+            torch.distributed.init_process_group('gloo')
+            cfg.setdefault('model_wrapper_cfg', dict(
+                type='MMDistributedDataParallel', device_ids=None, broadcast_buffers=False,
+                find_unused_parameters=cfg.get('find_unused_parameters', False),
+            ))  # fmt: skip
         runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
         build = runner.build_dataloader
 
@@ -675,7 +675,7 @@ def make_runner(cfg: Config, loops: tuple[str, ...] = ()) -> Any:
         runner.register_hook(GuardHook())
     except (UserError, CheckpointError):
         raise
-    except Exception as error:  # an option that a class does not know, a class that no registry knows, ...
+    except Exception as error:  # an option that a class does not know, a launcher that did not launch this, ...
         raise UserError(f'what the config asks for can not be built: {_one_line(error)}') from error
     return runner
 
