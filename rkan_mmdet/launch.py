@@ -686,7 +686,7 @@ def _spare_config(cfg: Config, loop: str) -> None:
     """
     path = Path(cfg.filename or '')
     kept = Path(cfg.work_dir, path.name)
-    if kept.is_file() and (loop == 'test' or kept.samefile(path)):
+    if kept.is_file() and (loop == 'test' or (path.is_file() and kept.samefile(path))):
         object.__setattr__(cfg, '_filename', str(path.with_name(f'{path.stem}_{loop}.py')))
 
 
