@@ -314,7 +314,7 @@ def _pattern(name: str) -> str:
 
 
 def _number(name: str) -> int:
-    return int(re.findall(r'\d+', name)[-1])
+    return int((re.findall(r'\d+', name) or [-1])[-1])
 
 
 def list_checkpoints(work_dir: str | Path, template: str = 'epoch_{}.pth') -> list[Path]:

@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import copy
 import importlib.util
+import itertools
 import logging
 import math
 import os
@@ -202,7 +203,7 @@ def check_config(cfg: Config, loaders: tuple[str, ...], loads_weights: bool) -> 
     for part in dicts(cfg.get('model')) if loads_weights else ():
         source = part.get('checkpoint') if part.get('type') == 'Pretrained' else None
         if isinstance(source, str):
-            _check_weights(source, part.get('prefix') or '')
+            _check_weights(source, with_dot(part.get('prefix')))
     for name in loaders:
         if name.startswith('test') and not cfg.get(name):
             raise UserError(f'the config has no {name}, which says what images there are')
@@ -220,14 +221,18 @@ def check_config(cfg: Config, loaders: tuple[str, ...], loads_weights: bool) -> 
 def _check_scored(cfg: Config, loader: str) -> None:
     """The file that is scored against must have the images and categories of the one that is read."""
     dataset = (cfg.get(loader) or {}).get('dataset') or {}
-    if loader.startswith('train') or not dataset.get('ann_file') or coco_class(dataset) is None:
+    kind = None if loader.startswith('train') or not dataset.get('ann_file') else coco_class(dataset)
+    if kind is None:
         return
     read = Path(dataset.get('data_root') or '', dataset.ann_file)
     for part in dicts(cfg.get(f'{loader.split("_")[0]}_evaluator')):
-        scored = part.get('ann_file') if type_name(part) == 'CocoMetric' else None
+        scored = part.get('ann_file') if type_name(part) == 'CocoMetric' and not part.get('format_only') else None
         if not scored or '://' in f'{scored}{read}' or Path(scored).samefile(read):
             continue
-        what = differing(read, scored)
+        try:
+            what = differing(read, scored, _classes(dataset, kind))
+        except ValueError as error:
+            raise UserError(str(error)) from error
         if what:
             raise UserError(
                 f'annotation file {scored} of the evaluator has other {what} than {read} of {loader}, so that the AP '
@@ -258,6 +263,11 @@ def _data_help(path: str | Path) -> str:
     elif '2017' in str(path):
         fetch = ', or fetch COCO 2017 with `python tools/download_coco.py`'
     return f'name the folder of your data with --cfg-options data_root=DIR or MMDET_DATASETS=DIR{fetch}'
+
+
+def with_dot(prefix: str | None) -> str:
+    """As MMEngine takes the ``prefix`` of an ``init_cfg``."""
+    return f'{prefix.rstrip(".")}.' if prefix else ''
 
 
 def _check_weights(source: str, prefix: str) -> None:
@@ -456,26 +466,24 @@ def _add_hooks(cfg: Config) -> None:
 
 
 def check_names(meta: dict[str, Any], dataset: Any, path: str) -> None:
-    """Refuse a checkpoint whose classes are those of the data in another order; of others say that they are others.
+    """Say that a checkpoint names other classes than the data, or the same in another order.
+
+    It is no error for certain: what a label means is decided by the order of the categories in the file.
 
     Args:
         meta (dict): Of the checkpoint.
-        dataset (Dataset): Has ``metainfo``.
+        dataset (Dataset): Of the loader.
         path (str): The checkpoint's name, for the message.
-
-    Raises:
-        UserError: Every class would get a wrong name.
     """
-    theirs, ours = (list((of or {}).get('classes') or ()) for of in (dataset_meta_of(meta), dataset.metainfo))
-    if not theirs or not ours or theirs == ours:
-        return
-    both = f'{", ".join(map(str, theirs[:5]))}; the config {", ".join(map(str, ours[:5]))}'
-    if sorted(map(str, theirs)) == sorted(map(str, ours)):
-        raise UserError(
-            f'checkpoint {path} has its classes in another order ({both}): with it every class would get a wrong name; '
-            'say metainfo=dict(classes=(...)) in its order, and write the categories of the files so'
+    metas = (meta, dict(dataset_meta=getattr(dataset, 'metainfo', None)))
+    theirs, ours = (list(dataset_meta_of(of).get('classes') or ()) for of in metas)
+    if theirs and ours and theirs != ours:
+        same = sorted(map(str, theirs)) == sorted(map(str, ours))
+        print(
+            f'warning: checkpoint {path} has {"its classes in another order" if same else "other classes"} '
+            f'({", ".join(map(str, theirs[:5]))}) than the config ({", ".join(map(str, ours[:5]))}): if the categories '
+            'of the file are not in the order of those that it was trained on, its detections bear wrong names'
         )
-    print(f'warning: checkpoint {path} has other classes ({both})')
 
 
 def load_exactly(model: torch.nn.Module, state: dict[str, torch.Tensor], path: str) -> None:
@@ -687,7 +695,15 @@ def _spare_config(cfg: Config, loop: str) -> None:
     path = Path(cfg.filename or '')
     kept = Path(cfg.work_dir, path.name)
     if kept.is_file() and (loop == 'test' or (path.is_file() and kept.samefile(path))):
-        object.__setattr__(cfg, '_filename', str(path.with_name(f'{path.stem}_{loop}.py')))
+        # the one that the last test has left may go
+        names = (f'{path.stem}_{loop}{"_" * i}.py' for i in itertools.count())
+        name = next(n for n in names if not Path(cfg.work_dir, n).is_file() or _is_dump(Path(cfg.work_dir, n)))
+        object.__setattr__(cfg, '_filename', str(path.with_name(name)))
+
+
+def _is_dump(path: Path) -> bool:
+    text = path.read_text(encoding='utf-8', errors='replace')
+    return 'work_dir = ' in text and '_base_' not in text and '#' not in text
 
 
 def _one_line(error: Exception) -> str:

@@ -313,6 +313,11 @@ def test_a_copied_directory_takes_no_checkpoint_of_the_first(tmp_path: Path) -> 
     assert find_training_state(copy)[1]['meta']['epoch'] == 2
 
 
+def test_a_template_without_a_number(tmp_path: Path) -> None:
+    save(tmp_path / 'last.pth', 3)
+    assert find_training_state(tmp_path, 'last.pth')[1]['meta']['epoch'] == 3
+
+
 def test_what_says_nothing_of_the_file_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save(tmp_path / 'epoch_1.pth', 1)
     for error in (

@@ -404,6 +404,13 @@ def test_configs_are_not_replaced(tmp_path: Path) -> None:
         cfg = load(str(tmp_path / 'mine.py'), work_dir=str(tmp_path / 'run'))
         _spare_config(cfg, loop)
         assert Path(copy.deepcopy(cfg).filename).name == name
+    (tmp_path / 'run/mine_test.py').write_text(text)  # of the user, too
+    cfg = load(str(tmp_path / 'mine.py'), work_dir=str(tmp_path / 'run'))
+    _spare_config(cfg, 'test')
+    assert Path(cfg.filename).name == 'mine_test_.py'
+    cfg.dump(tmp_path / 'run/mine_test.py')
+    _spare_config(cfg, 'test')
+    assert Path(cfg.filename).name == 'mine_test_.py'
 
 
 def test_classes_of_the_checkpoint(capsys: pytest.CaptureFixture) -> None:
@@ -412,9 +419,14 @@ def test_classes_of_the_checkpoint(capsys: pytest.CaptureFixture) -> None:
         check_names(dict(dataset_meta=dict(classes=classes)), dataset, 'a.pth')
     assert not capsys.readouterr().out
     check_names(dict(dataset_meta=dict(classes=['cat', 'cow'])), dataset, 'a.pth')
-    assert 'warning: checkpoint a.pth has other classes (cat, cow; the config cat, dog)' in capsys.readouterr().out
-    with pytest.raises(UserError, match=r'a\.pth has its classes in another order \(dog, cat; the config cat, dog\)'):
-        check_names(dict(dataset_meta=dict(classes=['dog', 'cat'])), dataset, 'a.pth')
+    assert (
+        'warning: checkpoint a.pth has other classes (cat, cow) than the config (cat, dog)' in capsys.readouterr().out
+    )
+    check_names(dict(dataset_meta=dict(classes=['dog', 'cat'])), dataset, 'a.pth')
+    assert 'a.pth has its classes in another order (dog, cat) than the config (cat, dog)' in capsys.readouterr().out
+    for other in (SimpleNamespace(), SimpleNamespace(metainfo=[dict(classes=('cat',)), dict(classes=('dog',))])):
+        check_names(dict(dataset_meta=dict(classes=('cat',))), other, 'a.pth')  # a set of torch, and one that is joined
+    assert not capsys.readouterr().out
 
 
 def test_the_file_that_is_scored_against(shapes_root: str, tmp_path: Path) -> None:
@@ -430,6 +442,14 @@ def test_the_file_that_is_scored_against(shapes_root: str, tmp_path: Path) -> No
                 check_config(cfg, ('val_dataloader',), loads_weights=True)
         else:
             check_config(cfg, ('val_dataloader',), loads_weights=True)
+    unused = [*content['categories'], dict(id=99, name='cube')]
+    other.write_text(json.dumps(dict(content, categories=unused)))  # which no class of the config is
+    check_config(cfg, ('val_dataloader',), loads_weights=True)
+    other.write_text('{}')
+    with pytest.raises(UserError, match=r"other\.json is not of the COCO form: KeyError\('images'\)"):
+        check_config(cfg, ('val_dataloader',), loads_weights=True)
+    cfg.val_evaluator.format_only = True
+    check_config(cfg, ('val_dataloader',), loads_weights=True)
 
 
 def test_heads_of_fewer_classes_than_the_data(shapes_root: str) -> None:

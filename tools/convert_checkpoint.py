@@ -11,7 +11,7 @@ import torch
 
 from rkan_mmdet.checkpoint import write_whole
 from rkan_mmdet.convert import from_authors, from_plain, to_authors
-from rkan_mmdet.launch import UserError, build_model, check_checkpoint, read_config, run_tool
+from rkan_mmdet.launch import UserError, build_model, check_checkpoint, read_config, run_tool, with_dot
 
 
 def parse_args() -> argparse.Namespace:
@@ -42,7 +42,7 @@ def main() -> None:
                 {key[7:] if key.startswith('module.') else key: value for key, value in state.items()}, model
             )
             init = cfg.model.backbone.get('init_cfg')
-            prefix = (isinstance(init, dict) and init.get('prefix')) or ''  # of the weights that the config starts from
+            prefix = with_dot(init.get('prefix')) if isinstance(init, dict) else ''  # of what the config starts from
             state = {f'{prefix}{key}': value for key, value in state.items()}
         elif args.direction == 'to-authors':
             inside = {k[len('backbone.') :]: v for k, v in state.items() if k.startswith('backbone.')}

@@ -213,7 +213,7 @@ class ResidualPath(BaseModule):
                 nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=False), _build_norm(norm_cfg, out_channels)
             )
         self.aggregation = _build_aggregation(aggregation, out_channels)
-        self._drawn: list[int | None] | None = None  # the versions of the parameters
+        self.drawn: list[int | None] | None = None  # versions after init_weights
         if zero_init:
             self.zero_()
             if not all(norm.weight.requires_grad for norm in self._last_norms()):
@@ -263,14 +263,11 @@ class ResidualPath(BaseModule):
         if self.zero_init:
             self.zero_()
         self._is_init = True
-        self._drawn = self._versions()
+        self.drawn = self.versions()
 
-    def _versions(self) -> list[int | None]:
+    def versions(self) -> list[int | None]:
+        """Of the parameters: they change when something writes to them."""
         return [None if p.is_inference() else p._version for p in self.parameters()]
-
-    def is_as_drawn(self) -> bool:
-        """Whether nothing has written to the parameters since :meth:`init_weights`."""
-        return self._drawn == self._versions()
 
     def train(self, mode: bool = True) -> ResidualPath:
         super().train(mode)

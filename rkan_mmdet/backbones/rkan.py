@@ -140,9 +140,14 @@ def probe_stage(stage: nn.Module, name: str) -> tuple[int, int, int]:
 
 def _check_called(backbone: nn.Module, stage: nn.Module, name: str) -> None:
     """Refuse a stage whose blocks the backbone runs by itself: it would pass a path by, or run it as one more."""
-    called = []
+    called, forward, own = [], stage.forward, vars(stage).get('forward')
     conv = next(module for module in backbone.modules() if isinstance(module, nn.Conv2d))
-    handle = stage.register_forward_pre_hook(lambda *_: called.append(True))
+
+    def noted(*args: Any, **kwargs: Any) -> Any:  # no hook, which a call of stage.forward would pass by
+        called.append(True)
+        return forward(*args, **kwargs)
+
+    stage.forward = noted
     try:
         with _evaluating(backbone), warnings.catch_warnings():
             warnings.simplefilter('ignore')  # they come when it is used
@@ -150,7 +155,9 @@ def _check_called(backbone: nn.Module, stage: nn.Module, name: str) -> None:
     except Exception:  # it takes other inputs, or is not whole yet: then nothing is known
         return
     finally:
-        handle.remove()
+        del stage.forward
+        if own is not None:
+            stage.forward = own
     if not called:
         raise ValueError(
             f'{type(backbone).__name__} does not call stage {name!r} ({type(stage).__name__}) but what is in it, so '
@@ -293,13 +300,15 @@ class _WithPaths(_Mixin):
         Raises:
             ValueError: No weight of the checkpoint in ``init_cfg`` is one of this backbone.
         """
+        before = {m: m.versions() for m in self.modules() if isinstance(m, ResidualPath)}
         with _checked_loading(self) as loaded:
             if hasattr(super(), 'init_weights'):
                 super().init_weights()
         for name, module in self.named_modules():
             if not isinstance(module, ResidualPath):
                 continue
-            if module not in loaded and not module.is_as_drawn():  # some backbones go over all of their modules
+            # some backbones write to all of their modules, after the path has drawn its weights or in place of that
+            if module not in loaded and module.versions() not in (before[module], module.drawn):
                 module.init_weights()
             if module.is_dead():
                 print_log(

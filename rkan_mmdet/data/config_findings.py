@@ -115,9 +115,12 @@ def check_heads(cfg: Config) -> None:
         UserError: With the lines that mend it.
     """
     for found in coco_sets(cfg)[0]:
-        count = len(found.classes()[0])
+        classes, given = found.classes()
+        if found.role != 'train' or not given or not isinstance(classes, (list, tuple)):
+            continue
+        count = len(classes)
         wrong = [(keys, k, value) for keys, k, value in find_heads(cfg.get('model')) if value < count]
-        if found.role == 'train' and wrong:
+        if wrong:
             raise UserError(f'the training set has {count} classes, the heads fewer: {heads_override(wrong, count)}')
 
 

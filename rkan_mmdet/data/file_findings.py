@@ -107,8 +107,8 @@ def _examine_keys(coco: CocoFile, role: str, report: Report) -> None:
         text += "MMDetection shows classes' AP under each other's names"
         mend = 'number the categories from 1 in their order, category_id of the annotations too'
         report.append(Finding('warning', 'category-order', text, len(ids), tuple(map(repr, ids[:3])), mend))
-    bad = [i['id'] for i in coco.images if isinstance(i.get('id'), int) and abs(i['id']) >= 2**53]
-    text = 'image ids from 2^53 on: as floating-point numbers, which MMDetection makes of them, some are the same'
+    bad = [i['id'] for i in coco.images if isinstance(i.get('id'), int) and i['id'] >= 2**63]
+    text = 'image ids from 2^63 on: beside others MMDetection makes floating-point numbers of them, some the same'
     report.add('error', 'image-id-large', text, bad, repr, "number them anew in the file: images[i]['id'] = i + 1")
     bad = [i for i, a in enumerate(coco.annotations) if a.get('id') == 0]
     text = "the annotation id 0: COCO's evaluator takes its match for a miss"

@@ -92,15 +92,26 @@ def check_coco(
             )
 
 
-def differing(path: str | Path, other: str | Path) -> str:
-    """``'images'`` or ``'categories'`` if two files of COCO's form have other ones, else an empty text."""
+def differing(path: str | Path, other: str | Path, classes: Sequence[str] | None) -> str:
+    """``'images'`` or ``'categories'`` (those of the classes) if two files have other ones, else an empty text.
+
+    Raises:
+        ValueError: The other one is not of COCO's form.
+    """
     if max(Path(path).stat().st_size, Path(other).stat().st_size) > MAX_BYTES:
         return ''
-    a, b = (json.loads(Path(file).read_text(encoding='utf-8')) for file in (path, other))
-    if {as_key(image['id']) for image in a['images']} != {as_key(image['id']) for image in b['images']}:
+    images, categories = [], []
+    try:
+        for file in (path, other):
+            document = json.loads(Path(file).read_text(encoding='utf-8'))
+            images.append({as_key(image['id']) for image in document['images']})
+            named = [(as_key(category['id']), category['name']) for category in document['categories']]
+            categories.append([(i, name) for i, name in named if classes is None or name in classes])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f'annotation file {file} is not of the COCO form: {error!r:.200}') from None
+    if images[0] != images[1]:
         return 'images'
-    names = [[(as_key(category['id']), category['name']) for category in file['categories']] for file in (a, b)]
-    return 'categories' if names[0] != names[1] else ''
+    return 'categories' if categories[0] != categories[1] else ''
 
 
 def stops_evaluation(segmentation: Any, needed: bool) -> bool:

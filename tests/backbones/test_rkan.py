@@ -477,6 +477,11 @@ def test_a_path_starts_as_itself_in_any_backbone(kind: type, monkeypatch: pytest
     assert path.conv_reduce.weight.std() > 0.01
     assert (model.stages[0][0].weight == 1).all() == (kind is GoesOverAll)
     drawn = copy.deepcopy(path.state_dict())
+    with torch.no_grad():
+        path.norm2.bias.add_(1)  # as training and loading do
+    if kind is Stages:  # whose weights are nobody's to start again
+        model.init_weights()
+        assert not path.is_zero()
     held = dict(model.state_dict(), **{'stages.1.rkan.norm2.bias': torch.ones(8)})
     monkeypatch.setattr(kind, 'init_weights', lambda self: self.load_state_dict(held), raising=False)
     model.init_weights()  # of weights that hold the path: they stay
@@ -484,7 +489,20 @@ def test_a_path_starts_as_itself_in_any_backbone(kind: type, monkeypatch: pytest
     assert torch.equal(path.conv_reduce.weight, drawn['conv_reduce.weight'])
 
 
+class CallsForward(Stages):
+    def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
+        outs = [self.stem(x)]
+        for stage in self.stages:
+            outs.append(stage.forward(outs[-1]))
+        return outs[1:]
+
+
 def test_stages_that_the_backbone_does_not_call() -> None:
+    backbone, x = CallsForward().eval(), torch.randn(1, 3, 16, 16)
+    plain = backbone(x)[1]
+    attach_paths(backbone, ['stages.0', 'stages.1'], [False, True])
+    assert 'forward' not in vars(backbone.stages[1])
+    assert not torch.equal(backbone(x)[1], plain)
     with pytest.raises(ValueError, match=r"Unpacks does not call stage 'stages\.1' \(Sequential\) but what is in it"):
         attach_paths(Unpacks(), ['stages.0', 'stages.1'], [False, True])
 
