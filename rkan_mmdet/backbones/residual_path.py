@@ -231,7 +231,7 @@ class ResidualPath(BaseModule):
 
     def is_dead(self) -> bool:
         """Whether the path gives 0 and is frozen."""
-        return self.is_zero() and not any(p.requires_grad for p in self.parameters())
+        return not any(p.requires_grad for p in self.parameters()) and self.is_zero()
 
     def zero_(self) -> None:
         """Zero the last norms: the path gives 0, and the stage is the plain one.
