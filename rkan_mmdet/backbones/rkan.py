@@ -77,7 +77,8 @@ class _StageWithPath(_Mixin):
 @contextmanager
 def _evaluating(module: nn.Module) -> Iterator[None]:
     modes = [(m, m.training) for m in module.modules()]
-    module.eval()
+    for m, _ in modes:  # eval() of a backbone freezes stages too
+        m.training = False
     try:
         with torch.no_grad():
             yield

@@ -508,11 +508,11 @@ def test_stages_that_the_backbone_does_not_call() -> None:
 
 
 def test_attached_paths_are_heeded() -> None:
-    frozen = ResNet(18, base_channels=8, frozen_stages=4, norm_eval=True)
-    attach_paths(frozen, frozen.res_layers, (False, False, True, True), [None, None, None, dict(adapter=True)])
+    frozen, adapter = ResNet(18, base_channels=8, frozen_stages=4, norm_eval=True), dict(adapter=True)
+    attach_paths(frozen, frozen.res_layers, (False, True, True, True), [None, None, adapter, adapter])
     for _ in range(2):
-        assert not any(p.requires_grad for p in frozen.layer3.parameters())
-        assert all(p.requires_grad for p in frozen.layer4.rkan.parameters())
+        assert not any(p.requires_grad for p in frozen.layer2.parameters())
+        assert all(p.requires_grad for layer in (frozen.layer3, frozen.layer4) for p in layer.rkan.parameters())
         assert not frozen.layer4[0].bn1.training
         frozen.train()
     assert frozen.layer4.rkan.norm1.training
