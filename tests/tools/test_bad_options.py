@@ -35,7 +35,7 @@ CASES = {
         'checkpoint': [('none.pth', 'none.pth does not exist'), ('{text}', 'can not be read safely')],
         '--work-dir': [('--work-dir {text}', '{text}')],
         '--out': [('--out a.json', '--out must end in .pkl or .pickle'), ('--out {text}/a.pkl', '{text}')],
-        '--show-dir': [('--show-dir {text}/x', '{text}')],
+        '--show-dir': [('--show-dir {text}/x', '{text}'), ('--show-dir {data}/train', 'is not empty')],
         '--wait-time': [('--wait-time x', 'invalid float value'), ('--wait-time -1', '--wait-time must be at least 0')],
         '--cfg-options': [('--cfg-options data_root=none', 'none')],
         '--launcher': [('--launcher x', "invalid choice: 'x'")],
